@@ -1,0 +1,8 @@
+//! The core of Weft: decisions only. Synchronous, no I/O, no clock, no dice of its own, no tokio.
+//!
+//! Time and randomness come in as arguments; what is to be done goes out as effects or outcomes.
+
+pub mod hashing;
+pub mod ids;
+pub mod registry;
+pub mod view;

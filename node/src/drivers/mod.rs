@@ -1,0 +1,6 @@
+//! Code that does I/O. Drivers take decisions from `weft-cluster` and never import gateways.
+
+pub mod link;
+pub mod raft;
+pub mod shard;
+pub mod storage;

@@ -1,0 +1,70 @@
+//! Tracked tasks: every long-lived task has a name and ends when the node stops.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+use super::Host;
+
+/// Spawns tasks and knows when all have ended. Cheap to clone.
+#[derive(Clone)]
+pub struct Tasks {
+    host: Arc<dyn Host>,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    failed: CancellationToken,
+}
+
+impl Tasks {
+    /// An empty set of tasks on `host`.
+    pub fn new(host: Arc<dyn Host>) -> Self {
+        Tasks { host, tracker: TaskTracker::new(), stop: CancellationToken::new(), failed: CancellationToken::new() }
+    }
+
+    /// Spawns a task that is cancelled at `stop`.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        let span = tracing::debug_span!("task", name);
+        let task = async move {
+            tokio::select! { biased; () = stop.cancelled() => {}, () = task => {} }
+        };
+        self.host.spawn(Box::pin(self.tracker.track_future(task.instrument(span))));
+    }
+
+    /// Spawns a task without which the node cannot go on: if it ends before `stop`, the node stops.
+    pub fn spawn_vital(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let (stop, failed) = (self.stop.clone(), self.failed.clone());
+        self.spawn(name, async move {
+            let guard = failed.drop_guard();
+            task.await;
+            if stop.is_cancelled() {
+                guard.disarm();
+            } else {
+                tracing::error!(task = name, "a vital task has ended; the node stops");
+            }
+        });
+    }
+
+    /// Resolves when a vital task has ended by itself or by a panic.
+    pub async fn failed(&self) {
+        self.failed.cancelled().await;
+    }
+
+    /// Cancelled when the tasks are told to stop.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Cancels all tasks and waits up to `patience` for them to end.
+    pub async fn stop(&self, patience: Duration) {
+        self.stop.cancel();
+        self.tracker.close();
+        if tokio::time::timeout(patience, self.tracker.wait()).await.is_err() {
+            tracing::warn!(tasks = self.tracker.len(), "tasks did not end in time");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The Weft node: drivers do, gateways translate, `run` wires.
+
+pub mod drivers;
+pub mod host;
