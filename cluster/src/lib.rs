@@ -4,5 +4,6 @@
 
 pub mod hashing;
 pub mod ids;
+pub mod placement;
 pub mod registry;
 pub mod view;

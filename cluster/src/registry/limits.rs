@@ -1,0 +1,50 @@
+//! The registry's limits: every table that the outside can grow has one.
+
+/// The highest feature level that this binary knows.
+pub const FEATURE_LEVEL: u32 = 1;
+/// Topics of a cluster, over all namespaces.
+pub const TOPICS_MAX: usize = 100_000;
+/// Partitions of one topic.
+pub const PARTITIONS_MAX: u32 = 1_024;
+/// Partitions of a topic whose creator names no number.
+pub const PARTITIONS_DEFAULT: u32 = 8;
+/// Partitions of a cluster, over all topics.
+pub const PARTITIONS_TOTAL_MAX: u64 = 1_000_000;
+/// The largest `event_bytes_max` of a topic: 8 MiB.
+pub const EVENT_BYTES_MAX: u32 = 8 << 20;
+/// The `event_bytes_max` of a topic whose creator names none: 1 MiB.
+pub const EVENT_BYTES_DEFAULT: u32 = 1 << 20;
+/// Groups of one topic.
+pub const GROUPS_PER_TOPIC_MAX: usize = 1_000;
+/// Groups of a cluster, over all topics.
+pub const GROUPS_MAX: usize = 200_000;
+/// The shortest ack deadline of a group, in milliseconds.
+pub const ACK_DEADLINE_MS_MIN: u32 = 10;
+/// The longest ack deadline of a group: one hour, in milliseconds.
+pub const ACK_DEADLINE_MS_MAX: u32 = 3_600_000;
+/// The ack deadline of a group whose creator names none: 30 s, in milliseconds.
+pub const ACK_DEADLINE_MS_DEFAULT: u32 = 30_000;
+/// Named producers of a cluster. Unnamed ones take an id and no room.
+pub const PRODUCERS_MAX: usize = 1_000_000;
+/// Nodes of a cluster.
+pub const NODES_MAX: usize = 1_000;
+/// Shards of a cluster.
+pub const SHARDS_MAX: u32 = 4_096;
+/// Replicas of one shard.
+pub const REPLICATION_MAX: u32 = 7;
+/// Seats (voters) in the registry's own group that are kept filled while there are nodes enough.
+pub const REGISTRY_SEATS: usize = 3;
+/// Seats that a bootstrap may ask for.
+pub const REGISTRY_SEATS_MAX: usize = 5;
+/// Characters of a topic's, namespace's, group's, node's or producer's name.
+pub const NAME_CHARS_MAX: usize = 128;
+/// Bytes of an address, zone or version in a node's record.
+pub const NODE_TEXT_BYTES_MAX: usize = 255;
+/// The weight of a node that names none.
+pub const WEIGHT_DEFAULT: u32 = 100;
+/// The largest weight of a node.
+pub const WEIGHT_MAX: u32 = 10_000;
+/// The namespace that an empty one stands for.
+pub const NAMESPACE_DEFAULT: &str = "default";
+/// The one pool of shards there is yet.
+pub const POOL_DEFAULT: &str = "default";
