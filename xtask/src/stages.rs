@@ -1,0 +1,139 @@
+//! The stages of `cargo xtask test`, and the commands that share them.
+//!
+//! Executables are built with `--workspace`, so that every command shares one set of features and artifacts,
+//! and are then started from the target folder.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::walls;
+
+/// Seeds that CI runs.
+const SEEDS_CI: &str = "0..20";
+/// Seeds that `proof` runs.
+const SEEDS_PROOF: &str = "0..500";
+/// Ways to break the flights check; each must make it fail.
+const FLIGHTS_BREAKS: [&str; 3] = ["drop", "swap", "duplicate"];
+
+/// What CI runs, stage by stage; stops at the first that fails.
+pub(crate) fn test() -> Result<()> {
+    let mut report = Report::default();
+    report.stage("fmt", || cargo(&["fmt", "--all", "--check"]))?;
+    report.stage("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    report.stage("walls", walls::check)?;
+    report.stage("build", || cargo(&["build", "--workspace", "--all-targets"]))?;
+    report.stage("test", || cargo(&["test", "--workspace"]))?;
+    report.stage("sim seeds", || run_built("weft-sim", "debug", &["run", "--seeds", SEEDS_CI]))?;
+    report.stage("sim meta", || run_built("weft-sim", "debug", &["meta", "--seed", "1"]))?;
+    report.stage("e2e flights", || run_built("weft-e2e", "debug", &["flights"]))?;
+    report.print("test");
+    Ok(())
+}
+
+/// The long versions of the checks.
+pub(crate) fn proof() -> Result<()> {
+    let mut report = Report::default();
+    report.stage("build", || build_bins(false))?;
+    report.stage("sim seeds", || run_built("weft-sim", "debug", &["run", "--seeds", SEEDS_PROOF]))?;
+    report.stage("sim meta", || run_built("weft-sim", "debug", &["meta", "--seed", "7"]))?;
+    report.stage("e2e flights", || run_built("weft-e2e", "debug", &["flights"]))?;
+    for name in FLIGHTS_BREAKS {
+        report.stage(&format!("e2e flights --break {name}"), || {
+            match run_built("weft-e2e", "debug", &["flights", "--break", name]) {
+                Ok(()) => bail!("the check passed although its input was broken"),
+                Err(_) => Ok(()),
+            }
+        })?;
+    }
+    report.print("proof");
+    Ok(())
+}
+
+/// `weft-sim run` with `rest`.
+pub(crate) fn sim(rest: &[String]) -> Result<()> {
+    build_bins(false)?;
+    let mut args = vec!["run"];
+    args.extend(rest.iter().map(String::as_str));
+    run_built("weft-sim", "debug", &args)
+}
+
+/// `weft-e2e` with `rest`.
+pub(crate) fn e2e(rest: &[String]) -> Result<()> {
+    build_bins(false)?;
+    run_built("weft-e2e", "debug", &rest.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// `weft-bench` with `rest`, on a release build.
+pub(crate) fn bench(rest: &[String]) -> Result<()> {
+    build_bins(true)?;
+    run_built("weft-bench", "release", &rest.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn build_bins(release: bool) -> Result<()> {
+    let mut args = vec!["build", "--quiet", "--workspace", "--bins"];
+    if release {
+        args.push("--release");
+    }
+    cargo(&args)
+}
+
+fn run_built(name: &str, profile: &str, args: &[&str]) -> Result<()> {
+    let mut command = Command::new(target_folder().join(profile).join(name));
+    run(command.args(args).current_dir(root()))
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(root());
+    if std::env::var_os("CI").is_some_and(|value| !value.is_empty()) {
+        command.env("CARGO_INCREMENTAL", "0").env("CARGO_BUILD_JOBS", "2");
+    }
+    run(&mut command)
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("start {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{:?} {:?} ended with {status}", command.get_program(), command.get_args().collect::<Vec<_>>());
+    }
+    Ok(())
+}
+
+/// The workspace's folder.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace")
+}
+
+fn target_folder() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(folder) => root().join(folder),
+        None => root().join("target"),
+    }
+}
+
+/// Seconds per stage, printed as each ends and once more at the end.
+#[derive(Default)]
+struct Report {
+    stages: Vec<(String, f64)>,
+}
+
+impl Report {
+    fn stage(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        println!("== {name}");
+        let started = Instant::now();
+        let result = work();
+        let seconds = started.elapsed().as_secs_f64();
+        println!("== {name}: {} in {seconds:.1} s", if result.is_ok() { "passed" } else { "FAILED" });
+        self.stages.push((name.to_owned(), seconds));
+        result.with_context(|| format!("stage {name}"))
+    }
+
+    fn print(&self, what: &str) {
+        let total: f64 = self.stages.iter().map(|(_, seconds)| seconds).sum();
+        let each: Vec<String> = self.stages.iter().map(|(name, seconds)| format!("{name} {seconds:.1} s")).collect();
+        println!("{what}: all {} stages passed in {total:.1} s ({})", self.stages.len(), each.join(", "));
+    }
+}
