@@ -2,5 +2,6 @@
 
 pub mod link;
 pub mod raft;
+pub mod registry;
 pub mod shard;
 pub mod storage;
