@@ -4,6 +4,7 @@
 
 pub mod hashing;
 pub mod ids;
+pub mod membership;
 pub mod placement;
 pub mod registry;
 pub mod view;

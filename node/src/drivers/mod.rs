@@ -1,6 +1,8 @@
 //! Code that does I/O. Drivers take decisions from `weft-cluster` and never import gateways.
 
+pub mod gossip;
 pub mod link;
+pub mod pki;
 pub mod raft;
 pub mod registry;
 pub mod shard;

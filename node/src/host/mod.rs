@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
+pub mod production;
 pub mod tasks;
 
 pub use tasks::Tasks;

@@ -11,7 +11,37 @@ use std::time::Duration;
 use bytes::Bytes;
 use weft_cluster::ids::{Generation, NodeId};
 
-use crate::host::Promise;
+use crate::drivers::pki::Credentials;
+use crate::host::{Host, Promise, Tasks};
+
+mod config;
+
+pub use config::{LinkConfig, MTU_MAX, MTU_MIN};
+
+/// What this node says of itself in its Hello, and the secret of its data folder.
+#[derive(Clone, Debug)]
+pub struct Me {
+    /// Store id.
+    pub id: NodeId,
+    /// Its name; must be the name in its certificate.
+    pub name: String,
+    /// Its zone; may be empty.
+    pub zone: String,
+    /// Grows at each start.
+    pub generation: Generation,
+    /// `storage::Identity::secret`, for stable QUIC reset keys.
+    pub secret: [u8; 32],
+    /// The cluster; 0 while the node is empty. `Links::join` sets it later.
+    pub cluster: u64,
+    /// Where clients reach it, host:port.
+    pub client_address: String,
+    /// Where links reach it, as others see it. Port 0: the bound port.
+    pub peer_address: SocketAddr,
+    /// The binary's version.
+    pub version: String,
+    /// The highest feature level it speaks.
+    pub level_max: u32,
+}
 
 /// What a stream carries; also its priority, first to last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -118,6 +148,42 @@ pub struct Links {
 }
 
 impl Links {
+    /// Binds `bind` (UDP for QUIC and TCP for the tripwire, the same port) and starts accepting.
+    ///
+    /// # Errors
+    /// A setting out of range, a certificate that does not fit the key or the name, an address in use:
+    /// one sentence that names it.
+    pub async fn start(
+        _host: Arc<dyn Host>,
+        _config: LinkConfig,
+        _bind: SocketAddr,
+        _me: Me,
+        _credentials: Credentials,
+        _tasks: &Tasks,
+    ) -> std::io::Result<Links> {
+        panic!("contract only")
+    }
+
+    /// This node as it was started, with the bound port filled in.
+    pub fn me(&self) -> &Me {
+        panic!("contract only")
+    }
+
+    /// The node has joined a cluster: from now on nodes of others are refused.
+    pub fn join(&self, _cluster: u64) {
+        panic!("contract only")
+    }
+
+    /// Registers the metrics of all links.
+    pub fn register(&self, _registry: &mut prometheus_client::registry::Registry) {
+        panic!("contract only")
+    }
+
+    /// Tells all peers that this node stops, closes all links and waits until that is sent (at most 1 s).
+    pub async fn close(&self) {
+        panic!("contract only")
+    }
+
     /// Tells where a node is, so that a link can be opened and kept up.
     pub fn learn(&self, _node: NodeId, _at: SocketAddr) {
         panic!("contract only")
