@@ -2,6 +2,7 @@
 //!
 //! Time and randomness come in as arguments; what is to be done goes out as effects or outcomes.
 
+pub mod errors;
 pub mod hashing;
 pub mod ids;
 pub mod membership;

@@ -2,3 +2,4 @@
 
 pub mod drivers;
 pub mod host;
+pub mod wire;

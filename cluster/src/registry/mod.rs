@@ -2,7 +2,6 @@
 
 mod apply;
 mod codec;
-mod error;
 mod groups;
 pub mod limits;
 pub mod names;

@@ -1,6 +1,6 @@
 //! What a name may look like. The same rules at every door and in `apply`.
 
-use super::limits::{NAME_CHARS_MAX, NAMESPACE_DEFAULT};
+use super::limits::{EVENT_BYTES_MAX, NAME_CHARS_MAX, NAMESPACE_DEFAULT, PARTITIONS_MAX};
 
 /// The namespace meant: an empty one stands for "default".
 pub fn namespace_or_default(namespace: &str) -> &str {
@@ -27,6 +27,20 @@ pub fn check(what: &str, name: &str) -> Result<(), String> {
     }
     if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) {
         return Err(format!("the {what} name {name:?} does not begin with a letter or digit: {RULE}"));
+    }
+    Ok(())
+}
+
+/// Checks a topic's partition count and largest event.
+///
+/// # Errors
+/// One sentence that says what is wrong and what would be right.
+pub fn check_topic_sizes(partitions: u32, event_bytes_max: u32) -> Result<(), String> {
+    if !(1..=PARTITIONS_MAX).contains(&partitions) {
+        return Err(format!("partitions is {partitions}: use 1 to {PARTITIONS_MAX}"));
+    }
+    if !(1..=EVENT_BYTES_MAX).contains(&event_bytes_max) {
+        return Err(format!("event_bytes_max is {event_bytes_max}: use 1 to {EVENT_BYTES_MAX} (8 MiB)"));
     }
     Ok(())
 }
