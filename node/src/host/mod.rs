@@ -8,8 +8,11 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
+pub mod disk;
 pub mod production;
 pub mod tasks;
+#[cfg(test)]
+pub mod testing;
 
 pub use tasks::Tasks;
 

@@ -2,6 +2,8 @@
 //! checkpoints that let the journal be recycled. It knows bytes and positions, not Raft and not protobuf
 //! of others' making.
 
+mod config;
+
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -9,6 +11,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use weft_cluster::ids::{Generation, LogPosition, NodeId, Offset, PartitionId, RaftGroup};
+
+pub use config::StorageConfig;
 
 use crate::host::{Host, Tasks};
 
@@ -271,29 +275,6 @@ impl Staging {
     pub async fn commit(self, _at: LogPosition, _state: Bytes) -> io::Result<()> {
         panic!("contract only")
     }
-}
-
-/// Sizes and times of the storage; every field is a key of `[storage]` in weft.toml.
-#[derive(Clone, Debug)]
-pub struct StorageConfig {
-    /// Bytes of one journal file. Default 64 MiB.
-    pub journal_slot_bytes: u64,
-    /// Journal files made at creation; more are added when needed. Default 4.
-    pub journal_slots: u32,
-    /// Bytes of journal that force a checkpoint. Default 256 MiB.
-    pub checkpoint_bytes: u64,
-    /// Time between checkpoints while anything is dirty. Default 15 s.
-    pub checkpoint_interval: std::time::Duration,
-    /// A segment rolls at this size. Default 64 MiB.
-    pub segment_bytes: u64,
-    /// Publishes are refused when less is free. Default 1 GiB.
-    pub free_bytes_min: u64,
-    /// Bytes of the ballast file, released when the disk fills. Default 64 MiB.
-    pub ballast_bytes: u64,
-    /// A journal write longer than this aborts the process. Default 2 s... after leadership was handed over.
-    pub hang_after: std::time::Duration,
-    /// Bytes of log entries kept in memory over all groups. Default 64 MiB.
-    pub log_cache_bytes: u64,
 }
 
 struct Inner;
