@@ -1,0 +1,3 @@
+//! Code that translates a protocol. Gateways use the drivers' handles and the core, never each other.
+
+pub mod door;
