@@ -1,5 +1,6 @@
 //! The Weft node: drivers do, gateways translate, `run` wires.
 
+pub mod config;
 pub mod drivers;
 pub mod host;
 pub mod wire;

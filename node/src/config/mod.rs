@@ -1,0 +1,40 @@
+//! The configuration: one section per driver, composed here. TOML file < `WEFT_*` variables < flags.
+//!
+//! `deploy/weft.toml` holds every key with its default and a sentence; a test keeps it so.
+
+mod check;
+mod load;
+mod sections;
+
+use serde::{Deserialize, Serialize};
+
+pub use check::ConfigError;
+pub use load::{Sources, load};
+pub use sections::{ApiConfig, LogConfig, LogFormat, NodeConfig, TlsConfig};
+
+use crate::drivers::gossip::GossipConfig;
+use crate::drivers::link::LinkConfig;
+use crate::drivers::raft::RaftConfig;
+
+/// All settings of a node.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Who this node is and where it listens.
+    pub node: NodeConfig,
+    /// Its certificates: links use mTLS always.
+    pub tls: TlsConfig,
+    /// The doors for clients and operators.
+    pub api: ApiConfig,
+    /// The links between nodes.
+    pub link: LinkConfig,
+    /// The gossip of the membership.
+    pub gossip: GossipConfig,
+    /// The Raft groups: registry and shards.
+    pub raft: RaftConfig,
+    /// What is logged, and how.
+    pub log: LogConfig,
+}
+
+#[cfg(test)]
+mod tests;
