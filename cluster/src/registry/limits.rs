@@ -28,6 +28,8 @@ pub const ACK_DEADLINE_MS_DEFAULT: u32 = 30_000;
 pub const PRODUCERS_MAX: usize = 1_000_000;
 /// Nodes of a cluster.
 pub const NODES_MAX: usize = 1_000;
+/// Superseded data folders that are remembered; the oldest are forgotten.
+pub const SUPERSEDED_MAX: usize = 1_000;
 /// Shards of a cluster.
 pub const SHARDS_MAX: u32 = 4_096;
 /// Replicas of one shard.

@@ -11,7 +11,7 @@ mod topics;
 
 use std::sync::Arc;
 
-use imbl::{OrdMap, OrdSet};
+use imbl::{OrdMap, OrdSet, Vector};
 use weft_proto::internal::v1::{GroupRecord, NodeRecord, ProducerRecord, ShardRecord, TopicRecord};
 
 pub use codec::StateError;
@@ -41,6 +41,8 @@ pub struct State {
     producers: OrdMap<String, Arc<ProducerRecord>>,
     groups: OrdMap<GroupId, Arc<GroupRecord>>,
     shards: OrdMap<ShardId, Arc<ShardRecord>>,
+    // Data folders whose node's name went over to a newer folder; they may not come back. Oldest first.
+    superseded: Vector<NodeId>,
     // Derived from the tables above, and rebuilt with them.
     node_names: OrdMap<String, NodeId>,
     topic_names: OrdMap<String, OrdMap<String, TopicId>>,

@@ -1,1 +1,226 @@
+//! The cluster's birth and its nodes.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use weft_proto::internal::v1::{Bootstrap, NodeRecord, RegisterNode, RemoveNode, SetFeatureLevel};
+use weft_proto::v1::{Error, ErrorCode};
+
+use super::apply::{Answer, DONE, full, invalid, not_now};
+use super::limits::{
+    FEATURE_LEVEL, NODE_TEXT_BYTES_MAX, NODES_MAX, REGISTRY_SEATS, REGISTRY_SEATS_MAX, REPLICATION_MAX, SHARDS_MAX,
+    SUPERSEDED_MAX, WEIGHT_DEFAULT, WEIGHT_MAX,
+};
+use super::{State, names};
+use crate::errors::error;
+use crate::ids::NodeId;
+
+impl State {
+    /// Founds the cluster. The records' registry replica ids are 1..=k for the k first voters, 0 for others.
+    pub(super) fn bootstrap(&mut self, level: u32, command: &Bootstrap) -> Answer {
+        if self.cluster_id != 0 {
+            return Err(not_now(format!("the cluster is founded already, as {:016x}", self.cluster_id)));
+        }
+        check_bootstrap(level, command)?;
+        let nodes: Vec<_> =
+            command.nodes.iter().map(|node| check_node(node, command.level)).collect::<Result<_, _>>()?;
+        self.cluster_id = command.cluster_id;
+        self.level = command.level;
+        self.shards_total = command.shards;
+        self.replication = command.replication;
+        self.next_replica_id = nodes.iter().map(|node| node.registry_replica_id).max().unwrap_or(0) + 1;
+        self.next_topic_id = 1;
+        self.next_group_id = 1;
+        self.next_producer_id = 1;
+        for node in nodes {
+            self.put_node(node);
+        }
+        DONE
+    }
+
+    pub(super) fn register_node(&mut self, command: &RegisterNode) -> Answer {
+        let node = command.node.as_ref().ok_or_else(|| invalid("the command holds no node"))?;
+        let mut node = check_node(node, self.level)?;
+        let id = NodeId(node.id);
+        if self.superseded.contains(&id) {
+            return Err(not_now(format!(
+                "data folder {id} of node {:?} was superseded by another one of that name; start with an empty folder",
+                node.name
+            )));
+        }
+        node.registry_replica_id = 0;
+        if let Some(known) = self.node(id) {
+            check_renewal(known, &node)?;
+            node.registry_replica_id = known.registry_replica_id;
+        } else if let Some(old) = self.node_by_name(&node.name).cloned() {
+            if old.registry_replica_id != 0 {
+                node.registry_replica_id = self.allocate_replica_id();
+            }
+            self.supersede(NodeId(old.id));
+        } else if self.nodes.len() >= NODES_MAX {
+            return Err(full("nodes", NODES_MAX));
+        }
+        self.put_node(node);
+        self.fill_seats();
+        DONE
+    }
+
+    pub(super) fn remove_node(&mut self, command: &RemoveNode) -> Answer {
+        let id = NodeId(command.id);
+        let node = self.node(id).ok_or_else(|| error(ErrorCode::NotFound, format!("no node has the id {id}")))?;
+        if node.registry_replica_id != 0 && self.registry_seats().count() == 1 {
+            return Err(not_now(format!("node {:?} is the registry's only voter", node.name)));
+        }
+        self.take_node(id);
+        self.fill_seats();
+        DONE
+    }
+
+    pub(super) fn set_feature_level(&mut self, command: &SetFeatureLevel) -> Answer {
+        let level = command.level;
+        if level < self.level {
+            return Err(not_now(format!("the cluster runs at feature level {}; it never goes back", self.level)));
+        }
+        if let Some(node) = self.nodes().find(|node| node.level_max < level) {
+            return Err(error(
+                ErrorCode::FeatureLevel,
+                format!("node {:?} knows feature levels up to {}; upgrade it first", node.name, node.level_max),
+            ));
+        }
+        self.level = level;
+        DONE
+    }
+
+    pub(super) fn allocate_replica_id(&mut self) -> u64 {
+        self.next_replica_id += 1;
+        self.next_replica_id - 1
+    }
+
+    pub(super) fn put_node(&mut self, node: NodeRecord) {
+        let id = NodeId(node.id);
+        let named = self.node_names.insert(node.name.clone(), id);
+        assert!(named.is_none_or(|named| named == id), "names of nodes are unique");
+        self.nodes.insert(id, Arc::new(node));
+    }
+
+    fn take_node(&mut self, id: NodeId) {
+        if let Some(node) = self.nodes.remove(&id) {
+            self.node_names.remove(&node.name);
+        }
+    }
+
+    fn supersede(&mut self, id: NodeId) {
+        self.take_node(id);
+        self.superseded.push_back(id);
+        if self.superseded.len() > SUPERSEDED_MAX {
+            self.superseded.pop_front();
+        }
+    }
+
+    /// Gives seats in the registry's group until there are `REGISTRY_SEATS`, or the next odd number after losses
+    /// among more: to the zone with the fewest seats, then to the lowest id. With too few nodes for an odd number
+    /// it waits: an even number of voters survives no more losses than one less.
+    fn fill_seats(&mut self) {
+        let seats = self.registry_seats().count();
+        let wanted = (seats | 1).clamp(REGISTRY_SEATS, REGISTRY_SEATS_MAX);
+        if self.nodes.len() < wanted {
+            return;
+        }
+        for _ in seats..wanted {
+            let mut in_zone: BTreeMap<&str, usize> = BTreeMap::new();
+            for node in self.nodes().filter(|node| node.registry_replica_id != 0) {
+                *in_zone.entry(&node.zone).or_default() += 1;
+            }
+            let vacant = self.nodes().filter(|node| node.registry_replica_id == 0);
+            let best = vacant.min_by_key(|node| (in_zone.get(node.zone.as_str()).copied().unwrap_or(0), node.id));
+            let mut best = best.expect("there are more nodes than seats").clone();
+            best.registry_replica_id = self.allocate_replica_id();
+            self.put_node(best);
+        }
+    }
+}
+
+fn check_bootstrap(level: u32, command: &Bootstrap) -> Result<(), Error> {
+    if command.level > FEATURE_LEVEL || level > command.level {
+        return Err(error(
+            ErrorCode::FeatureLevel,
+            format!(
+                "a cluster of level {} is asked for by a command of level {level}; this version knows up to {FEATURE_LEVEL}",
+                command.level
+            ),
+        ));
+    }
+    if command.cluster_id == 0 || command.level == 0 {
+        return Err(invalid("a cluster's id and feature level are not 0"));
+    }
+    if !command.shards.is_power_of_two() || command.shards > SHARDS_MAX {
+        return Err(invalid(format!("shards is {}: use a power of two from 1 to {SHARDS_MAX}", command.shards)));
+    }
+    if !(1..=REPLICATION_MAX).contains(&command.replication) {
+        return Err(invalid(format!("replication is {}: use 1 to {REPLICATION_MAX}", command.replication)));
+    }
+    if command.nodes.len() > NODES_MAX {
+        return Err(full("nodes", NODES_MAX));
+    }
+    let ids: BTreeSet<_> = command.nodes.iter().map(|node| node.id).collect();
+    let names: BTreeSet<_> = command.nodes.iter().map(|node| &node.name).collect();
+    if ids.len() < command.nodes.len() || names.len() < command.nodes.len() {
+        return Err(invalid("two of the nodes have one id or one name"));
+    }
+    let mut seats: Vec<_> = command.nodes.iter().map(|node| node.registry_replica_id).filter(|id| *id != 0).collect();
+    seats.sort_unstable();
+    if seats.is_empty() || seats.len() > REGISTRY_SEATS_MAX || !seats.iter().copied().eq(1..=seats.len() as u64) {
+        return Err(invalid(format!(
+            "registry replica ids are {seats:?}: use 1..=k with k up to {REGISTRY_SEATS_MAX}"
+        )));
+    }
+    Ok(())
+}
+
+/// Checks a record and fills in the defaults.
+fn check_node(node: &NodeRecord, level: u32) -> Result<NodeRecord, Error> {
+    names::check("node", &node.name).map_err(invalid)?;
+    if node.id == 0 {
+        return Err(invalid(format!("node {:?} has the id 0", node.name)));
+    }
+    for text in [&node.zone, &node.client_address, &node.peer_address, &node.version] {
+        if text.len() > NODE_TEXT_BYTES_MAX {
+            return Err(invalid(format!(
+                "zone, addresses and version of node {:?} have at most {NODE_TEXT_BYTES_MAX} bytes each",
+                node.name
+            )));
+        }
+    }
+    if node.weight > WEIGHT_MAX {
+        return Err(invalid(format!("weight of node {:?} is {}: use 1 to {WEIGHT_MAX}", node.name, node.weight)));
+    }
+    if node.level_max < level {
+        return Err(error(
+            ErrorCode::FeatureLevel,
+            format!(
+                "node {:?} knows feature levels up to {}; the cluster runs at {level}: use a newer version",
+                node.name, node.level_max
+            ),
+        ));
+    }
+    let weight = if node.weight == 0 { WEIGHT_DEFAULT } else { node.weight };
+    Ok(NodeRecord { weight, ..node.clone() })
+}
+
+fn check_renewal(known: &NodeRecord, node: &NodeRecord) -> Result<(), Error> {
+    if known.name != node.name {
+        return Err(not_now(format!(
+            "data folder {} belongs to node {:?}; start it under that name, or {:?} with an empty folder",
+            NodeId(node.id),
+            known.name,
+            node.name
+        )));
+    }
+    if node.generation < known.generation {
+        return Err(not_now(format!(
+            "start {} of node {:?} is over: its start {} is registered",
+            node.generation, node.name, known.generation
+        )));
+    }
+    Ok(())
+}

@@ -1,1 +1,125 @@
+//! The shard table: which replicas each shard has, and which it should come to have.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use weft_proto::internal::v1::{PlanShards, PlannedShard, ReplicaRecord, ShardMoved, ShardRecord};
+use weft_proto::v1::{Error, ErrorCode};
+
+use super::State;
+use super::apply::{Answer, DONE, invalid, not_now};
+use super::limits::REPLICATION_MAX;
+use crate::errors::error;
+use crate::ids::{NodeId, ShardId};
+
+impl State {
+    /// Takes new rows, all or none. A shard without replicas gets them; one that has some gets a target, which
+    /// replaces the target of a move that is under way.
+    pub(super) fn plan_shards(&mut self, command: &PlanShards) -> Answer {
+        if command.base_version != self.shards_version {
+            return Err(not_now(format!(
+                "the plan is for version {} of the shard table, which is at {}",
+                command.base_version, self.shards_version
+            )));
+        }
+        let mut planned = BTreeSet::new();
+        for row in &command.shards {
+            self.check_row(row)?;
+            if !planned.insert(row.shard) {
+                return Err(invalid(format!("the plan has two rows for shard {}", row.shard)));
+            }
+        }
+        for row in &command.shards {
+            let record = self.planned_row(row);
+            self.shards.insert(ShardId(row.shard), Arc::new(record));
+        }
+        if !command.shards.is_empty() {
+            self.shards_version += 1;
+        }
+        DONE
+    }
+
+    /// Notes that a shard's voters are these replicas now. The target is cleared once it is reached.
+    pub(super) fn shard_moved(&mut self, command: &ShardMoved) -> Answer {
+        let id = ShardId(command.shard);
+        let Some(row) = self.shard(id) else {
+            return Err(error(ErrorCode::NotFound, format!("shard {id} has no row in the table")));
+        };
+        let voters: BTreeSet<u64> = command.replica_ids.iter().copied().collect();
+        let known = || row.target.iter().chain(&row.replicas);
+        let replicas: BTreeMap<u64, ReplicaRecord> = known()
+            .filter(|replica| voters.contains(&replica.replica_id))
+            .map(|replica| (replica.replica_id, *replica))
+            .collect();
+        if voters.is_empty() || replicas.len() < voters.len() {
+            return Err(not_now(format!("the table knows not all of replicas {voters:?} of shard {id}")));
+        }
+        let reached = row.target.is_empty() || ids(&row.target) == voters;
+        let target = if reached { Vec::new() } else { row.target.clone() };
+        // Kept in the order of the plan, so that a row reads the same before and after its move.
+        let ordered: BTreeMap<usize, ReplicaRecord> = {
+            let places = known().map(|replica| replica.replica_id).collect::<Vec<_>>();
+            let place = |id: u64| places.iter().position(|known| *known == id).unwrap_or(usize::MAX);
+            replicas.into_iter().map(|(id, replica)| (place(id), replica)).collect()
+        };
+        let record = ShardRecord {
+            shard: row.shard,
+            replicas: ordered.into_values().collect(),
+            target,
+            preferred: row.preferred,
+        };
+        if record != *row {
+            self.shards.insert(id, Arc::new(record));
+            self.shards_version += 1;
+        }
+        DONE
+    }
+
+    fn check_row(&self, row: &PlannedShard) -> Result<(), Error> {
+        if row.shard >= self.shards_total {
+            return Err(invalid(format!("there is no shard {}: the cluster has {}", row.shard, self.shards_total)));
+        }
+        let nodes: BTreeSet<u64> = row.nodes.iter().copied().collect();
+        if nodes.is_empty() || nodes.len() > REPLICATION_MAX as usize || nodes.len() < row.nodes.len() {
+            return Err(invalid(format!(
+                "shard {} is planned on {} nodes: use 1 to {REPLICATION_MAX}, each once",
+                row.shard,
+                row.nodes.len()
+            )));
+        }
+        if let Some(unknown) = nodes.iter().find(|id| self.node(NodeId(**id)).is_none()) {
+            return Err(not_now(format!("shard {} is planned on unknown node {}", row.shard, NodeId(*unknown))));
+        }
+        if !nodes.contains(&row.preferred) {
+            return Err(invalid(format!("shard {}'s preferred leader is none of its nodes", row.shard)));
+        }
+        Ok(())
+    }
+
+    fn planned_row(&mut self, row: &PlannedShard) -> ShardRecord {
+        let old = self.shard(ShardId(row.shard)).cloned().unwrap_or_default();
+        // A node that has a replica, or is getting one, keeps its id: the data it has counts.
+        let held: BTreeMap<u64, u64> =
+            old.target.iter().chain(&old.replicas).map(|replica| (replica.node, replica.replica_id)).collect();
+        let wanted: Vec<ReplicaRecord> = row
+            .nodes
+            .iter()
+            .map(|node| {
+                let replica_id = held.get(node).copied().unwrap_or_else(|| self.allocate_replica_id());
+                ReplicaRecord { replica_id, node: *node }
+            })
+            .collect();
+        let (shard, preferred) = (row.shard, row.preferred);
+        if old.replicas.is_empty() {
+            ShardRecord { shard, replicas: wanted, target: Vec::new(), preferred }
+        } else if ids(&old.replicas) == ids(&wanted) {
+            ShardRecord { shard, replicas: old.replicas, target: Vec::new(), preferred }
+        } else {
+            ShardRecord { shard, replicas: old.replicas, target: wanted, preferred }
+        }
+    }
+}
+
+fn ids(replicas: &[ReplicaRecord]) -> BTreeSet<u64> {
+    replicas.iter().map(|replica| replica.replica_id).collect()
+}
