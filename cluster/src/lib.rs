@@ -2,10 +2,12 @@
 //!
 //! Time and randomness come in as arguments; what is to be done goes out as effects or outcomes.
 
+pub mod delivery;
 pub mod errors;
 pub mod hashing;
 pub mod ids;
 pub mod membership;
 pub mod placement;
 pub mod registry;
+pub mod shard;
 pub mod view;

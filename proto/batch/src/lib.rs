@@ -11,6 +11,7 @@ mod batch;
 mod envelope;
 mod error;
 mod event;
+pub mod hashing;
 mod header;
 mod packer;
 

@@ -41,6 +41,14 @@ fn the_golden_batch_does_not_change() {
 }
 
 #[test]
+fn keys_stay_in_their_partitions() {
+    let places = |key: &str| [1, 2, 8, 64, 1024].map(|partitions| hashing::partition_of(key.as_bytes(), partitions));
+    assert_eq!(places(""), [0, 0, 0, 52, 241]);
+    assert_eq!(places("N14228"), [0, 1, 1, 1, 397]);
+    assert_eq!(places("NA"), [0, 1, 6, 29, 727]);
+}
+
+#[test]
 fn a_packed_batch_reads_back() {
     let batch = Batch::parse(small()).unwrap();
     batch.check_body().unwrap();
