@@ -29,6 +29,9 @@ pub const LOOKAHEAD_EVENTS_MAX: usize = 10_000;
 /// The most free credit of one consumer; more is not counted.
 pub const CREDIT_MAX: u64 = 1_000_000;
 
+/// The longest delay of a nack; a longer one counts as this.
+pub const NACK_DELAY_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// Settings of a group, as far as delivery is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
