@@ -1,15 +1,91 @@
 //! Shards: the owner's side of partitions. Gathers what is waiting into one proposal per shard, applies what
 //! is committed to the segments and the shard's state, and hands events to observers and groups.
 
+mod config;
+mod metrics;
+pub mod refusal;
+
+mod admit;
+mod queue;
+
+mod cache;
+mod seat;
+
+mod machine;
+
+mod owner;
+mod settings;
+
+mod dispatch;
+mod feed;
+
+use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
-use weft_cluster::ids::{LogPosition, PartitionId, ShardId};
-use weft_proto::internal::v1::{DeliverOpen, DeliverRequest, DeliverResponse, ForwardAppend, PartitionStat};
+use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::sync::{Semaphore, watch};
+use weft_cluster::ids::{LogPosition, NodeId, PartitionId, RaftGroup, ShardId};
+use weft_cluster::view::ClusterView;
+use weft_proto::internal::v1::{
+    DeliverOpen, DeliverRequest, DeliverResponse, ForwardAppend, PartitionStat, deliver_response,
+};
 use weft_proto::v1;
 
+pub use config::ShardConfig;
+pub use metrics::Metrics;
+
+use cache::TailCache;
+use seat::Seat;
+
+use crate::drivers::link::Links;
 use crate::drivers::raft::{Group, StateMachine};
+use crate::drivers::storage::Storage;
+use crate::host::{Host, Promise, Tasks};
+
+/// What all shards of the node share.
+struct Commons {
+    host: Arc<dyn Host>,
+    storage: Storage,
+    links: Links,
+    view: watch::Receiver<Arc<ClusterView>>,
+    config: ShardConfig,
+    metrics: Metrics,
+    tasks: Tasks,
+    cache: TailCache,
+    /// Bytes that may still wait over all shards.
+    room: Arc<Semaphore>,
+}
+
+impl Commons {
+    fn me(&self) -> NodeId {
+        self.view.borrow().me
+    }
+
+    fn view(&self) -> Arc<ClusterView> {
+        self.view.borrow().clone()
+    }
+
+    fn room_bytes(config: &ShardConfig) -> usize {
+        bytes_of(config.queue_bytes_max).max(weft_batch::BATCH_BYTES_MAX).min(Semaphore::MAX_PERMITS)
+    }
+
+    /// Bytes that wait or are being committed, over all shards.
+    fn queued_bytes(&self) -> i64 {
+        let taken = Commons::room_bytes(&self.config).saturating_sub(self.room.available_permits());
+        i64::try_from(taken).unwrap_or(i64::MAX)
+    }
+
+    // One batch of the largest size always fits, whatever the configuration says.
+    fn shard_queue_bytes(&self) -> usize {
+        bytes_of(self.config.shard_queue_bytes_max).max(weft_batch::BATCH_BYTES_MAX)
+    }
+}
+
+fn bytes_of(size: bytesize::ByteSize) -> usize {
+    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
+}
 
 /// The shards that have a replica on this node. Cheap to clone.
 #[derive(Clone)]
@@ -17,47 +93,160 @@ pub struct Shards {
     inner: Arc<Inner>,
 }
 
+struct Inner {
+    commons: Arc<Commons>,
+    seats: Mutex<BTreeMap<ShardId, Arc<Seat>>>,
+}
+
 impl Shards {
+    /// The shards of this node, none yet: the raft driver brings them with `machine` and `started`.
+    ///
+    /// `view`: what this node knows of the cluster; topics and groups enter the shards as it shows them.
+    pub fn start(
+        host: Arc<dyn Host>,
+        storage: Storage,
+        links: Links,
+        view: watch::Receiver<Arc<ClusterView>>,
+        config: ShardConfig,
+        tasks: Tasks,
+    ) -> Shards {
+        let metrics = Metrics::default();
+        let cache = TailCache::new(bytes_of(config.tail_bytes_max), metrics.tail_bytes.clone());
+        let room = Arc::new(Semaphore::new(Commons::room_bytes(&config)));
+        let commons = Commons { host, storage, links, view, config, metrics, tasks, cache, room };
+        Shards { inner: Arc::new(Inner { commons: Arc::new(commons), seats: Mutex::default() }) }
+    }
+
+    /// What they count.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.commons.metrics
+    }
+
     /// The state machine of a replica, from its last checkpoint if it has one. Called by the raft driver
-    /// before the group starts.
+    /// before the group starts, once the group is in the storage.
+    ///
+    /// # Errors
+    /// `InvalidData` if the checkpoint is not readable.
     pub fn machine(
         &self,
-        _shard: ShardId,
-        _checkpoint: Option<(LogPosition, Bytes)>,
+        shard: ShardId,
+        checkpoint: Option<(LogPosition, Bytes)>,
     ) -> io::Result<Box<dyn StateMachine>> {
-        panic!("contract only")
+        let commons = self.inner.commons.clone();
+        let segments = commons.storage.segments(RaftGroup::of(shard));
+        let replica = machine::recover(shard, checkpoint)?;
+        let seat = Arc::new(Seat::new(shard, commons, segments, replica));
+        if let Some(former) = self.seats().insert(shard, seat.clone()) {
+            former.gone.cancel();
+        }
+        seat.commons.storage.register(RaftGroup::of(shard), Arc::new(machine::Checkpoints(seat.clone())));
+        Ok(Box::new(machine::Machine::new(seat)))
     }
 
     /// The group runs: spawn its owner task. Called by the raft driver once per started replica.
-    pub fn started(&self, _shard: ShardId, _group: Group) {
-        panic!("contract only")
+    pub fn started(&self, shard: ShardId, group: Group) {
+        let Some(seat) = self.seat(shard) else { return };
+        seat.started(group);
+        let gone = seat.gone.clone();
+        self.inner.commons.tasks.spawn("shard owner", async move {
+            gone.run_until_cancelled(owner::run(seat.clone())).await;
+            owner::leave(&seat);
+        });
     }
 
     /// The replica is gone from this node.
-    pub fn stopped(&self, _shard: ShardId) {
-        panic!("contract only")
+    pub fn stopped(&self, shard: ShardId) {
+        let seat = self.seats().remove(&shard);
+        if let Some(seat) = seat {
+            seat.gone.cancel();
+        }
     }
 
     /// Appends a packed batch as the owner. `NOT_OWNER` with the owner's id if another node acts.
-    pub async fn append(&self, _append: ForwardAppend) -> Result<v1::Receipt, v1::Error> {
-        panic!("contract only")
+    ///
+    /// The batch takes its place in the shard's queue before this returns: call it in the order in which
+    /// the batches of a producer came. The promise resolves when the batch is committed (or, with ACCEPTED,
+    /// when it is queued).
+    pub fn append(&self, append: ForwardAppend) -> Promise<'static, Result<v1::Receipt, v1::Error>> {
+        let seat = self.seat(ShardId(append.shard));
+        match seat.ok_or_else(|| refusal::not_owner(None)).and_then(|seat| admit::append(&seat, append)) {
+            Ok(outcome) => outcome,
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
     }
 
     /// Serves one deliver stream (observer feed or consumer of a group) until either side ends.
-    /// `requests`: the frames after `open`. Back-pressure: `responses` is bounded.
+    ///
+    /// `requests`: the frames after `open`. Back-pressure: `responses` is bounded. All partitions are of one
+    /// shard. The last frame is `gone` if it is this side that ends it.
     pub async fn deliver(
         &self,
-        _open: DeliverOpen,
-        _requests: tokio::sync::mpsc::Receiver<DeliverRequest>,
-        _responses: tokio::sync::mpsc::Sender<DeliverResponse>,
+        open: DeliverOpen,
+        requests: Receiver<DeliverRequest>,
+        responses: Sender<DeliverResponse>,
     ) {
-        panic!("contract only")
+        let _counted = Counted::new(self.inner.commons.metrics.deliver_streams.clone());
+        let ended = match self.seat_of(&open) {
+            Ok(seat) if open.group == 0 => feed::serve(seat, open, requests, &responses).await,
+            Ok(seat) => dispatch::serve(seat, open, requests, &responses).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            let frame = Some(deliver_response::Frame::Gone(error));
+            // If the reader is gone, nobody needs to know.
+            let _ = responses.send(DeliverResponse { frame }).await;
+        }
     }
 
     /// Offsets, sizes and cursors of partitions that this node owns; others are left out.
-    pub fn stats(&self, _partitions: &[PartitionId]) -> Vec<PartitionStat> {
-        panic!("contract only")
+    pub fn stats(&self, partitions: &[PartitionId]) -> Vec<PartitionStat> {
+        let view = self.inner.commons.view();
+        let stat = |id: &PartitionId| {
+            let seat = self.seat(view.shard_of(*id)?)?;
+            let epoch = seat.acting().ok()?.epoch;
+            let mut stat = machine::stat(&seat, *id)?;
+            stat.epoch = epoch.0;
+            Some(stat)
+        };
+        partitions.iter().filter_map(stat).collect()
+    }
+
+    /// The seat that serves a deliver stream, if all its partitions are there and this node acts.
+    fn seat_of(&self, open: &DeliverOpen) -> Result<Arc<Seat>, v1::Error> {
+        let view = self.inner.commons.view();
+        let topic = weft_cluster::ids::TopicId(open.topic);
+        let mut shards = open.partitions.iter().map(|index| view.shard_of(PartitionId { topic, index: *index }));
+        let first = shards.next().ok_or_else(|| refusal::invalid("a deliver stream names no partition"))?;
+        let shard = first.ok_or_else(|| refusal::not_owner(None))?;
+        if shards.any(|other| other != Some(shard)) {
+            return Err(refusal::invalid("a deliver stream names partitions of several shards"));
+        }
+        let seat = self.seat(shard).ok_or_else(|| refusal::not_owner(None))?;
+        seat.acting()?;
+        Ok(seat)
+    }
+
+    fn seat(&self, shard: ShardId) -> Option<Arc<Seat>> {
+        self.seats().get(&shard).cloned()
+    }
+
+    fn seats(&self) -> MutexGuard<'_, BTreeMap<ShardId, Arc<Seat>>> {
+        self.inner.seats.lock().expect("no code panics while it holds the seats")
     }
 }
 
-struct Inner;
+/// Counts what is open in a gauge while it lives.
+struct Counted(prometheus_client::metrics::gauge::Gauge);
+
+impl Counted {
+    fn new(gauge: prometheus_client::metrics::gauge::Gauge) -> Self {
+        gauge.inc();
+        Counted(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,142 @@
+//! One attempt: a batch goes to one node, once.
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use prost::Message;
+use weft_cluster::ids::{NodeId, PartitionId};
+use weft_proto::internal::v1::{
+    ControlRequest, ControlResponse, ForwardAnswer, ForwardAppend, PartitionRef, PartitionStat, PartitionStats,
+    control_request, control_response, forward_answer,
+};
+use weft_proto::v1::{Ack, Error, ErrorCode, Receipt, Retry};
+
+use super::Forward;
+use crate::drivers::link::{Lane, LinkError, Parts};
+use crate::drivers::shard::refusal;
+use crate::host::Promise;
+
+/// Field number of `packed` in `ForwardAppend`.
+const PACKED_FIELD: u32 = 6;
+
+impl Forward {
+    /// Sends a batch to the owner, or to `hint` if that is newer than what the view says; `tried` was asked in
+    /// vain. Returns the node asked, and the promise of its answer. The place in the owner's queue (or the
+    /// link's) is that of the first poll.
+    pub(super) fn attempt(
+        &self,
+        partition: PartitionId,
+        packed: Bytes,
+        ack: Ack,
+        patience: Duration,
+        hint: Option<NodeId>,
+        tried: Option<NodeId>,
+    ) -> (Option<NodeId>, Promise<'static, Result<Receipt, Error>>) {
+        let view = self.view();
+        let owner = view.owner_of(partition).map(|owner| owner.node);
+        // A hint is worth more than the node that gave it.
+        let hint = hint.filter(|node| view.usable(*node));
+        let node = if owner == tried { hint.or(owner) } else { owner.or(hint) };
+        let (Some(node), Some(shard)) = (node, view.shard_of(partition)) else {
+            return (None, Box::pin(std::future::ready(Err(refusal::no_owner(partition)))));
+        };
+        let append = ForwardAppend {
+            shard: shard.0,
+            epoch: 0,
+            topic: partition.topic.0,
+            partition: partition.index,
+            ack: ack.into(),
+            packed,
+        };
+        if node == view.me {
+            self.inner.metrics.local.inc();
+            return (Some(node), self.inner.shards.append(append));
+        }
+        self.inner.metrics.remote.inc();
+        (Some(node), Box::pin(self.clone().remote(node, append, patience)))
+    }
+
+    async fn remote(self, node: NodeId, append: ForwardAppend, patience: Duration) -> Result<Receipt, Error> {
+        let answer = self.inner.links.request(node, Lane::Publish, parts(append), patience).await;
+        let answer = ForwardAnswer::decode(answer.map_err(failed)?)
+            .map_err(|error| refusal::outcome_unknown(&format!("the answer of {node} is not readable: {error}")))?;
+        match answer.result {
+            Some(forward_answer::Result::Receipt(receipt)) => Ok(receipt),
+            Some(forward_answer::Result::Error(error)) => Err(error),
+            None => Err(refusal::outcome_unknown(&format!("the answer of {node} is empty"))),
+        }
+    }
+
+    /// Offsets, sizes and cursors of partitions, from their owners; those that did not answer are left out.
+    pub async fn stats(&self, partitions: &[PartitionId], patience: Duration) -> Vec<PartitionStat> {
+        let view = self.view();
+        let mut by_owner = std::collections::BTreeMap::<NodeId, Vec<PartitionId>>::new();
+        for partition in partitions {
+            if let Some(owner) = view.owner_of(*partition) {
+                by_owner.entry(owner.node).or_default().push(*partition);
+            }
+        }
+        let ask = by_owner.into_iter().map(|(node, partitions)| self.stats_of(view.me, node, partitions, patience));
+        futures::future::join_all(ask).await.into_iter().flatten().collect()
+    }
+
+    fn stats_of(
+        &self,
+        me: NodeId,
+        node: NodeId,
+        partitions: Vec<PartitionId>,
+        patience: Duration,
+    ) -> impl Future<Output = Vec<PartitionStat>> + '_ {
+        async move {
+            if node == me {
+                return self.inner.shards.stats(&partitions);
+            }
+            let refs = partitions.iter().map(|id| PartitionRef { topic: id.topic.0, partition: id.index }).collect();
+            let request = control_request::Request::PartitionStats(PartitionStats { partitions: refs });
+            let body = ControlRequest { request: Some(request) }.encode_to_vec();
+            let answer = self.inner.links.request(node, Lane::Control, vec![body.into()], patience).await;
+            match answer.map(ControlResponse::decode) {
+                Ok(Ok(ControlResponse { response: Some(control_response::Response::PartitionStats(answer)) })) => {
+                    answer.stats
+                }
+                _ => Vec::new(),
+            }
+        }
+    }
+}
+
+/// The encoded message, the batch as a part of its own: not copied.
+fn parts(mut append: ForwardAppend) -> Parts {
+    let packed = std::mem::take(&mut append.packed);
+    let mut head = BytesMut::with_capacity(append.encoded_len() + 16);
+    append.encode_raw(&mut head);
+    prost::encoding::encode_key(PACKED_FIELD, prost::encoding::WireType::LengthDelimited, &mut head);
+    prost::encoding::encode_varint(packed.len() as u64, &mut head);
+    vec![head.freeze(), packed]
+}
+
+/// What a link's failure says about the batch.
+fn failed(error: LinkError) -> Error {
+    match error {
+        LinkError::NotSent(_) | LinkError::Refused(..) => {
+            refusal::refusal(ErrorCode::NoOwner, Retry::Same, error.to_string())
+        }
+        LinkError::Lost(_) | LinkError::Deadline(_) => refusal::outcome_unknown(&error.to_string()),
+        LinkError::TooLarge { .. } => refusal::refusal(ErrorCode::TooLarge, Retry::Never, error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_decode_to_the_message_and_share_the_batch() {
+        let packed = Bytes::from(vec![7; 300]);
+        let append = ForwardAppend { shard: 3, topic: 9, partition: 1, ack: 2, packed: packed.clone(), epoch: 0 };
+        let parts = parts(append.clone());
+        assert_eq!(parts[1].as_ptr(), packed.as_ptr());
+        assert_eq!(ForwardAppend::decode(Bytes::from(parts.concat())), Ok(append));
+    }
+}

@@ -1,0 +1,217 @@
+//! The order of one publish stream's batches of one partition: what is sent when, and what is sent again.
+//!
+//! Batches are sent in order, a bounded number at a time. When one has to be sent again, nothing more is sent
+//! until all that are under way have answered; then, after a pause, all that have no answer go again, in order.
+//! Decides only: time is an argument.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use weft_cluster::ids::NodeId;
+use weft_proto::v1::{Ack, Error, ErrorCode, Receipt, Retry};
+
+use crate::drivers::shard::refusal;
+
+/// Batches of one partition under way at a time. Shards remember as many per producer.
+pub(super) const IN_FLIGHT_MAX: usize = 16;
+
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// A batch that has no answer yet.
+pub(super) struct Slot<T> {
+    pub(super) packed: Bytes,
+    pub(super) ack: Ack,
+    pub(super) deadline: Instant,
+    tag: T,
+    /// Stored at most once however often it is sent.
+    idempotent: bool,
+    state: State,
+    /// An attempt's outcome is not known.
+    maybe_stored: bool,
+    /// Nothing before it was under way when it was sent last: a gap is a gap.
+    first: bool,
+    refused: Option<Error>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Sent { attempt: u64, to: Option<NodeId> },
+}
+
+/// The batches of one partition.
+pub(super) struct Window<T> {
+    slots: VecDeque<Slot<T>>,
+    under_way: usize,
+    retry_at: Option<Instant>,
+    pause: Duration,
+    /// Where to try next, as the last refusal said; and who was tried last.
+    pub(super) hint: Option<NodeId>,
+    pub(super) tried: Option<NodeId>,
+    /// A batch was answered with an error after which the client may send again, and none was stored since.
+    broken: bool,
+}
+
+impl<T> Default for Window<T> {
+    fn default() -> Self {
+        Window {
+            slots: VecDeque::new(),
+            under_way: 0,
+            retry_at: None,
+            pause: PAUSE_MIN,
+            hint: None,
+            tried: None,
+            broken: false,
+        }
+    }
+}
+
+/// A batch's answer, for whoever published it.
+pub(super) type Answer<T> = (T, Result<Receipt, Error>);
+
+impl<T> Window<T> {
+    pub(super) fn push(&mut self, packed: Bytes, ack: Ack, deadline: Instant, tag: T) {
+        let idempotent = weft_batch::Header::read(&packed).is_ok_and(|header| header.producer.is_some());
+        let (state, refused) = (State::Waiting, None);
+        let slot = Slot { packed, ack, deadline, tag, idempotent, state, maybe_stored: false, first: false, refused };
+        self.slots.push_back(slot);
+    }
+
+    /// Batches without an answer.
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether a batch pushed now would be sent at once.
+    pub(super) fn open(&self) -> bool {
+        self.retry_at.is_none() && self.slots.len() < IN_FLIGHT_MAX
+    }
+
+    /// The next batch to send now, marked as sent under `attempt`.
+    pub(super) fn send(&mut self, now: Instant, attempt: u64) -> Option<&Slot<T>> {
+        if self.retry_at.is_some_and(|at| self.under_way > 0 || at > now) || self.under_way >= IN_FLIGHT_MAX {
+            return None;
+        }
+        self.retry_at = None;
+        let index = self.slots.iter().position(|slot| slot.state == State::Waiting)?;
+        self.under_way += 1;
+        let slot = &mut self.slots[index];
+        slot.state = State::Sent { attempt, to: None };
+        slot.first = index == 0;
+        Some(slot)
+    }
+
+    /// Notes the node that an attempt went to.
+    pub(super) fn sent(&mut self, attempt: u64, node: Option<NodeId>) {
+        self.tried = node.or(self.tried);
+        if let Some(slot) = self.slots.iter_mut().find(|slot| slot.is(attempt)) {
+            slot.state = State::Sent { attempt, to: node };
+        }
+    }
+
+    /// An attempt has ended. Returns the batch's answer unless it is to be sent again; one given up already
+    /// is ignored.
+    pub(super) fn ended(
+        &mut self,
+        now: Instant,
+        attempt: u64,
+        outcome: Result<Receipt, Error>,
+        jitter: f64,
+    ) -> Option<Answer<T>> {
+        let index = self.slots.iter().position(|slot| slot.is(attempt))?;
+        self.under_way -= 1;
+        let error = match outcome {
+            Ok(receipt) => {
+                (self.pause, self.broken) = (PAUSE_MIN, false);
+                return Some((self.remove(index).tag, Ok(receipt)));
+            }
+            Err(error) => error,
+        };
+        let slot = &mut self.slots[index];
+        slot.state = State::Waiting;
+        slot.maybe_stored |= error.retry() == Retry::IfIdempotent;
+        if slot.repeats(&error) && now < slot.deadline {
+            self.hint = (error.owner != 0).then_some(NodeId(error.owner));
+            slot.refused = Some(error);
+            self.retry_at.get_or_insert(now + self.pause.mul_f64(0.75 + jitter / 2.0));
+            self.pause = (self.pause * 2).min(PAUSE_MAX);
+            return None;
+        }
+        Some(self.fail(index, error))
+    }
+
+    /// The owner is another now: what went elsewhere and may be sent twice is given up, and sent again.
+    pub(super) fn moved(&mut self, now: Instant, owner: NodeId) {
+        for slot in &mut self.slots {
+            if let State::Sent { to: Some(to), .. } = slot.state
+                && to != owner
+                && slot.idempotent
+            {
+                (slot.state, slot.maybe_stored) = (State::Waiting, true);
+                self.under_way -= 1;
+                self.retry_at = Some(now);
+            }
+        }
+        if self.retry_at.is_some() && self.tried != Some(owner) {
+            (self.retry_at, self.hint, self.pause) = (Some(now), None, PAUSE_MIN);
+        }
+    }
+
+    /// Batches that wait to be sent again and whose time is over, with their last error.
+    pub(super) fn expired(&mut self, now: Instant) -> Vec<Answer<T>> {
+        let mut answers = Vec::new();
+        while let Some(index) = self.slots.iter().position(|slot| slot.state == State::Waiting && slot.deadline <= now)
+        {
+            let message = "the deadline passed before the batch could be sent";
+            let late = || refusal::refusal(ErrorCode::Deadline, Retry::Same, message);
+            let error = self.slots[index].refused.take().unwrap_or_else(late);
+            answers.push(self.fail(index, error));
+        }
+        answers
+    }
+
+    /// When to look again.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let waiting = self.slots.iter().filter(|slot| slot.state == State::Waiting);
+        let expiry = waiting.map(|slot| slot.deadline).min();
+        let retry = self.retry_at.filter(|_| self.under_way == 0);
+        retry.into_iter().chain(expiry).min()
+    }
+
+    fn fail(&mut self, index: usize, mut error: Error) -> Answer<T> {
+        let slot = self.remove(index);
+        if slot.maybe_stored && error.retry() == Retry::Same {
+            error = refusal::outcome_unknown(&error.message);
+        }
+        if error.code() == ErrorCode::SequenceGap && self.broken {
+            // The gap is there because an earlier batch failed: after that one it may be sent again.
+            error.retry = Retry::Same.into();
+        }
+        self.broken |= error.retry() != Retry::Never;
+        (slot.tag, Err(error))
+    }
+
+    fn remove(&mut self, index: usize) -> Slot<T> {
+        self.slots.remove(index).expect("the index was found in the same call")
+    }
+}
+
+impl<T> Slot<T> {
+    fn is(&self, attempt: u64) -> bool {
+        matches!(self.state, State::Sent { attempt: sent, .. } if sent == attempt)
+    }
+
+    /// Whether this batch is to be sent again after `error`.
+    fn repeats(&self, error: &Error) -> bool {
+        match error.code() {
+            ErrorCode::NotOwner | ErrorCode::NoOwner | ErrorCode::NotReady => true,
+            ErrorCode::OutcomeUnknown | ErrorCode::Deadline => self.idempotent,
+            // One before it is on its way again.
+            ErrorCode::SequenceGap => !self.first,
+            _ => false,
+        }
+    }
+}

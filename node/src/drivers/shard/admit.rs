@@ -1,0 +1,121 @@
+//! Admission: a batch is checked once, in the task that brought it, and takes its place in the queue.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use weft_batch::{Batch, BatchError};
+use weft_cluster::ids::{Epoch, PartitionId, TopicId};
+use weft_cluster::view::ClusterView;
+use weft_proto::internal::v1::ForwardAppend;
+use weft_proto::v1::{Ack, Error, ErrorCode, Receipt, Retry};
+
+use super::queue::{Append, Permit, Work};
+use super::refusal::{disk_full, invalid, outcome_unknown, overloaded, refusal};
+use super::seat::Seat;
+use super::settings;
+use crate::host::Promise;
+
+/// Checks a batch and queues it; resolves to its receipt. Whatever can be said at once is an error at once.
+pub(super) fn append(
+    seat: &Arc<Seat>,
+    append: ForwardAppend,
+) -> Result<Promise<'static, Result<Receipt, Error>>, Error> {
+    let leadership = seat.acting()?;
+    let metrics = &seat.commons.metrics;
+    if seat.commons.storage.full() {
+        metrics.disk_full.inc();
+        return Err(disk_full());
+    }
+    let (partition, events) = check(&seat.commons.view(), seat, &append)?;
+    let ticket = Ticket { partition, events, append, epoch: leadership.epoch };
+    if let Some(permit) = seat.queue.try_room(ticket.append.packed.len()) {
+        return Ok(ticket.queue(seat, permit));
+    }
+    let seat = seat.clone();
+    // The promise is polled in the order of the calls, and the semaphores are fair: the order is kept.
+    Ok(Box::pin(async move {
+        let bytes = ticket.append.packed.len();
+        match tokio::time::timeout(seat.commons.config.queue_patience, seat.queue.room(bytes)).await {
+            Ok(Some(permit)) => ticket.queue(&seat, permit).await,
+            _ => {
+                seat.commons.metrics.overloaded.inc();
+                Err(overloaded(seat.queue.limit(bytes)))
+            }
+        }
+    }))
+}
+
+/// A checked batch on its way into the queue.
+struct Ticket {
+    partition: PartitionId,
+    events: u32,
+    append: ForwardAppend,
+    epoch: Epoch,
+}
+
+impl Ticket {
+    fn queue(self, seat: &Seat, permit: Permit) -> Promise<'static, Result<Receipt, Error>> {
+        let accepted = self.append.ack() == Ack::Accepted;
+        let (reply, outcome) = oneshot::channel();
+        let (partition, events) = (self.partition, self.events);
+        let reply = (!accepted).then_some(reply);
+        seat.queue.push(Work::Append(Append { partition, packed: self.append.packed, reply, permit }));
+        if accepted {
+            let receipt = Receipt {
+                partition: partition.index,
+                count: events,
+                epoch: self.epoch.0,
+                ack: Ack::Accepted.into(),
+                ..Receipt::default()
+            };
+            return Box::pin(std::future::ready(Ok(receipt)));
+        }
+        Box::pin(async move { outcome.await.unwrap_or_else(|_| Err(outcome_unknown("the owner is stopping"))) })
+    }
+}
+
+/// The partition and the number of events of a batch that may be proposed.
+fn check(view: &ClusterView, seat: &Seat, append: &ForwardAppend) -> Result<(PartitionId, u32), Error> {
+    let id = TopicId(append.topic);
+    let Some(topic) = view.registry.topic_by_id(id) else { return Err(unknown_topic(view, id)) };
+    if append.partition >= topic.partitions {
+        let message =
+            format!("topic {} has {} partitions, there is no {}", topic.name, topic.partitions, append.partition);
+        return Err(refusal(ErrorCode::UnknownPartition, Retry::Never, message));
+    }
+    let partition = PartitionId { topic: id, index: append.partition };
+    if view.shard_of(partition) != Some(seat.shard) {
+        return Err(invalid(format!("partition {partition} is not of shard {}", seat.shard)));
+    }
+    let batch = Batch::parse(append.packed.clone()).map_err(bad_batch)?;
+    batch.check_body().map_err(bad_batch)?;
+    if batch.record_bytes_max() > topic.event_bytes_max {
+        let (bytes, max) = (batch.record_bytes_max(), topic.event_bytes_max);
+        let message = format!("an event of {bytes} bytes, topic {} allows {max} (event_bytes_max)", topic.name);
+        return Err(refusal(ErrorCode::TooLarge, Retry::Never, message));
+    }
+    let header = batch.header();
+    if header.topic != 0 && (header.topic, header.partition) != (append.topic, append.partition) {
+        return Err(invalid(format!("the batch was packed for partition t{}/{}", header.topic, header.partition)));
+    }
+    Ok((partition, batch.count()))
+}
+
+fn unknown_topic(view: &ClusterView, id: TopicId) -> Error {
+    if settings::gone(&view.registry, id) {
+        return refusal(ErrorCode::UnknownTopic, Retry::Never, format!("topic {id} was deleted"));
+    }
+    // The sender's copy of the registry is ahead of this one.
+    refusal(ErrorCode::NotReady, Retry::Same, format!("this node does not know topic {id} yet"))
+}
+
+/// What is wrong with a batch, for its sender.
+pub(super) fn bad_batch(error: BatchError) -> Error {
+    let code = match error {
+        BatchError::TooLarge { .. } | BatchError::EventTooLarge { .. } | BatchError::TooManyEvents { .. } => {
+            ErrorCode::TooLarge
+        }
+        _ => ErrorCode::InvalidArgument,
+    };
+    refusal(code, Retry::Never, error.to_string())
+}

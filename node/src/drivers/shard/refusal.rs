@@ -1,0 +1,56 @@
+//! The refusals of the publish and deliver paths: one constructor each, so that code, retry and sentence agree.
+
+use weft_cluster::ids::{NodeId, PartitionId};
+use weft_proto::v1::{Error, ErrorCode, Retry};
+
+/// An error with its code and what a client may do about it.
+pub fn refusal(code: ErrorCode, retry: Retry, message: impl Into<String>) -> Error {
+    Error { code: code.into(), message: message.into(), retry: retry.into(), owner: 0 }
+}
+
+/// This node does not act for the shard; nothing was proposed.
+pub fn not_owner(owner: Option<NodeId>) -> Error {
+    let message = match owner {
+        Some(owner) => format!("this node does not own the shard; {owner} does"),
+        None => "this node does not own the shard, and no owner is known".to_owned(),
+    };
+    Error { owner: owner.map_or(0, |node| node.0), ..refusal(ErrorCode::NotOwner, Retry::Same, message) }
+}
+
+/// No owner is known at the moment; nothing was sent.
+pub fn no_owner(partition: PartitionId) -> Error {
+    let message = format!("no owner of partition {} is known at the moment", partition.index);
+    refusal(ErrorCode::NoOwner, Retry::Same, message)
+}
+
+/// It was sent or proposed, and whether it took effect is not known.
+pub fn outcome_unknown(what: &str) -> Error {
+    let message = format!("the batch may or may not be stored: {what}");
+    refusal(ErrorCode::OutcomeUnknown, Retry::IfIdempotent, message)
+}
+
+/// A named limit is reached; nothing was proposed.
+pub fn overloaded(limit: &str) -> Error {
+    refusal(ErrorCode::Overloaded, Retry::Same, format!("the limit {limit} is reached"))
+}
+
+/// The disk's watermark is reached.
+pub fn disk_full() -> Error {
+    let message = "the owner's disk is nearly full (storage.free_bytes_min): publishes are refused";
+    refusal(ErrorCode::DiskFull, Retry::Same, message)
+}
+
+/// The request broke a rule.
+pub fn invalid(message: impl Into<String>) -> Error {
+    refusal(ErrorCode::InvalidArgument, Retry::Never, message)
+}
+
+/// Data on this node's disk failed its check, or could not be read.
+pub fn corrupt(message: impl Into<String>) -> Error {
+    refusal(ErrorCode::Corrupt, Retry::Same, message)
+}
+
+/// Whether an error says that the same request may be sent again, because nothing was done.
+pub fn may_repeat(error: &Error) -> bool {
+    error.retry() == Retry::Same
+}
