@@ -74,13 +74,33 @@ impl ClusterView {
 
     /// The owner of a partition, unless it is unknown or believed dead.
     pub fn owner_of(&self, partition: PartitionId) -> Option<Owner> {
-        let owner = *self.owners.get(&self.shard_of(partition)?)?;
-        self.usable(owner.node).then_some(owner)
+        self.owner_of_shard(self.shard_of(partition)?)
     }
 
     /// Whether new work may be sent to a node.
     pub fn usable(&self, node: NodeId) -> bool {
         node == self.me || self.members.get(&node).is_some_and(|member| member.state == MemberState::Alive)
+    }
+
+    /// The node that has a name: as the registry knows it, or else as gossip does.
+    pub fn node_named(&self, name: &str) -> Option<NodeId> {
+        let registered = self.registry.node_by_name(name).map(|node| NodeId(node.id));
+        registered.or_else(|| self.members.values().find(|member| member.name == name).map(|member| member.id))
+    }
+
+    /// The nodes that vote, or are to vote, in the registry's own group, by id.
+    pub fn registry_voters(&self) -> impl Iterator<Item = NodeId> {
+        self.registry.registry_seats().map(|(node, _)| node)
+    }
+
+    /// The owner of a shard, unless it is unknown or believed dead.
+    pub fn owner_of_shard(&self, shard: ShardId) -> Option<Owner> {
+        self.owners.get(&shard).copied().filter(|owner| self.usable(owner.node))
+    }
+
+    /// The nodes that hold a replica of a shard, in the order of the table; empty before it is planned.
+    pub fn replicas_of(&self, shard: ShardId) -> impl Iterator<Item = NodeId> {
+        self.registry.shard(shard).into_iter().flat_map(|row| &row.replicas).map(|replica| NodeId(replica.node))
     }
 
     /// The name of a node, or its id in hex if it has none here.
@@ -90,5 +110,73 @@ impl ClusterView {
             .map(|member| member.name.clone())
             .or_else(|| self.registry.node(node).map(|record| record.name.clone()))
             .unwrap_or_else(|| node.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_proto::internal::v1::{NodeRecord, RegistryState, ReplicaRecord, ShardRecord};
+
+    use super::*;
+    use crate::ids::TopicId;
+
+    fn view() -> ClusterView {
+        let node = |id, name: &str, registry_replica_id| NodeRecord {
+            id,
+            name: name.into(),
+            registry_replica_id,
+            ..Default::default()
+        };
+        let replicas = [2, 1].map(|node| ReplicaRecord { replica_id: node, node }).to_vec();
+        let registry = RegistryState {
+            cluster_id: 1,
+            shards_total: 1,
+            nodes: vec![node(1, "n1", 1), node(2, "n2", 0)],
+            shards: vec![ShardRecord { shard: 0, replicas, ..Default::default() }],
+            ..Default::default()
+        };
+        let member = |id, name: &str, state| Member {
+            id: NodeId(id),
+            name: name.into(),
+            zone: String::new(),
+            generation: Generation(1),
+            client_address: String::new(),
+            peer_address: String::new(),
+            version: String::new(),
+            state,
+        };
+        let members = [member(2, "n2", MemberState::Alive), member(3, "n3", MemberState::Suspect)];
+        ClusterView {
+            me: NodeId(1),
+            registry: Arc::new(State::from_proto(registry).expect("a good state")),
+            registry_leader: None,
+            members: members.into_iter().map(|member| (member.id, member)).collect(),
+            owners: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn names_are_found_in_the_registry_and_in_gossip() {
+        let view = view();
+        assert_eq!(view.node_named("n1"), Some(NodeId(1)));
+        assert_eq!(view.node_named("n3"), Some(NodeId(3)));
+        assert_eq!(view.node_named("n4"), None);
+        assert_eq!(view.name_of(NodeId(1)), "n1");
+        assert_eq!(view.name_of(NodeId(3)), "n3");
+        assert_eq!(view.name_of(NodeId(4)), "0000000000000004");
+        assert_eq!(view.registry_voters().collect::<Vec<_>>(), [NodeId(1)]);
+        assert_eq!(view.replicas_of(ShardId(0)).collect::<Vec<_>>(), [NodeId(2), NodeId(1)]);
+    }
+
+    #[test]
+    fn an_owner_that_is_not_alive_is_none() {
+        let mut view = view();
+        let partition = PartitionId { topic: TopicId(1), index: 0 };
+        assert_eq!(view.owner_of(partition), None);
+        for (node, usable) in [(1, true), (2, true), (3, false), (4, false)] {
+            let owner = Owner { node: NodeId(node), epoch: Epoch(5) };
+            view.owners.insert(ShardId(0), owner);
+            assert_eq!(view.owner_of(partition), usable.then_some(owner));
+        }
     }
 }
