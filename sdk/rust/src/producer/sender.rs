@@ -20,7 +20,7 @@ use crate::keeper::Connection;
 /// Frames handed to the connection ahead of its flow control.
 const FRAMES_AHEAD: usize = 16;
 /// A stream on which a batch is unanswered for this long is given up for another node.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
+const ANSWER_PATIENCE: Duration = Duration::from_secs(40);
 /// How long the opening of a stream may take.
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 /// How often overdue batches are looked for while no node can be reached.
