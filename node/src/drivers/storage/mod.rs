@@ -2,19 +2,51 @@
 //! checkpoints that let the journal be recycled. It knows bytes and positions, not Raft and not protobuf
 //! of others' making.
 
+mod checkpoint;
 mod config;
+mod dump;
+mod envelope;
+mod files;
+mod frame;
+mod group;
+mod identity;
+mod inner;
+mod journal;
+mod meta;
+mod metrics;
+mod open;
+mod recovery;
+mod scan;
+mod segments;
+mod slots;
+mod space;
+mod staging;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use weft_cluster::ids::{Generation, LogPosition, NodeId, Offset, PartitionId, RaftGroup};
+use weft_cluster::ids::{LogPosition, Offset, PartitionId, RaftGroup};
 
 pub use config::StorageConfig;
+pub use dump::{DumpReport, dump};
+pub use identity::Identity;
+pub use metrics::Metrics;
+pub use staging::Staging;
 
 use crate::host::{Host, Tasks};
+use group::Group;
+use inner::Inner;
+use segments::ShardFiles;
+
+/// Locks a leaf mutex. A panic while it was held leaves plain data behind, so that poison says nothing.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Called once, from the journal's task, when what it belongs to is durable, or will never be.
 pub type Done = Box<dyn FnOnce(io::Result<()>) + Send>;
@@ -66,19 +98,6 @@ pub struct RecoveredGroup {
     pub fenced: Option<String>,
 }
 
-/// Who this data folder belongs to (the FORMAT file).
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// The store id, made at the folder's creation.
-    pub node: NodeId,
-    /// The cluster; `None` until the node has joined one.
-    pub cluster: Option<u64>,
-    /// Raised and synced at each open.
-    pub generation: Generation,
-    /// A secret made at creation, for stable QUIC reset keys.
-    pub secret: [u8; 32],
-}
-
 /// A replica that takes part in checkpoints.
 pub trait Checkpointed: Send + Sync + 'static {
     /// The applied position and the encoded state at it, consistent with what has been written to the
@@ -101,62 +120,77 @@ impl Storage {
     /// Another process holds it; its format is unknown or of another node; the disk fails. The message
     /// names the file and says what would be right.
     pub async fn open(
-        _host: Arc<dyn Host>,
-        _dir: PathBuf,
-        _config: StorageConfig,
-        _tasks: &Tasks,
+        host: Arc<dyn Host>,
+        dir: PathBuf,
+        config: StorageConfig,
+        tasks: &Tasks,
     ) -> io::Result<(Storage, Vec<RecoveredGroup>)> {
-        panic!("contract only")
+        let (inner, recovered) = Inner::open(host, dir, config, tasks).await?;
+        Ok((Storage { inner }, recovered))
     }
 
     /// Who this folder belongs to.
     pub fn identity(&self) -> Identity {
-        panic!("contract only")
+        locked(&self.inner.identity).clone()
     }
 
-    /// Writes the cluster id into FORMAT, once. An error if another is there.
-    pub async fn join_cluster(&self, _cluster: u64) -> io::Result<()> {
-        panic!("contract only")
+    /// Writes the cluster id into FORMAT, once.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if another cluster's is there; the disk's.
+    pub async fn join_cluster(&self, cluster: u64) -> io::Result<()> {
+        self.inner.join_cluster(cluster).await
     }
 
-    /// Makes a group with its replica id; durable when it returns.
-    pub async fn create_group(&self, _group: RaftGroup, _replica: u64) -> io::Result<GroupLog> {
-        panic!("contract only")
+    /// Makes a group with its replica id; durable when it returns. Made again with the same replica, it is returned.
+    ///
+    /// # Errors
+    /// `AlreadyExists`: the group is there with another replica id, or fenced: delete it first.
+    pub async fn create_group(&self, group: RaftGroup, replica: u64) -> io::Result<GroupLog> {
+        let group = self.inner.create_group(group, replica).await?;
+        Ok(GroupLog { inner: Arc::clone(&self.inner), group })
     }
 
     /// The log of a group that exists.
-    pub fn log(&self, _group: RaftGroup) -> Option<GroupLog> {
-        panic!("contract only")
+    pub fn log(&self, group: RaftGroup) -> Option<GroupLog> {
+        let group = self.inner.group(group)?;
+        Some(GroupLog { inner: Arc::clone(&self.inner), group })
     }
 
-    /// Removes a group, its log and its segments.
-    pub async fn delete_group(&self, _group: RaftGroup) -> io::Result<()> {
-        panic!("contract only")
+    /// Removes a group, its log and its segments. Without effect if it is not there.
+    pub async fn delete_group(&self, group: RaftGroup) -> io::Result<()> {
+        self.inner.delete_group(group).await
     }
 
-    /// The segments of a shard's replica.
-    pub fn segments(&self, _group: RaftGroup) -> Segments {
-        panic!("contract only")
+    /// The segments of a shard's replica. Of a group that does not exist: nothing can be read or written.
+    pub fn segments(&self, group: RaftGroup) -> Segments {
+        Segments { inner: Arc::clone(&self.inner), group: self.inner.group(group) }
     }
 
     /// Registers a replica for checkpoints; it is asked until the group is deleted.
-    pub fn register(&self, _group: RaftGroup, _replica: Arc<dyn Checkpointed>) {
-        panic!("contract only")
+    pub fn register(&self, group: RaftGroup, replica: Arc<dyn Checkpointed>) {
+        locked(&self.inner.registered).insert(group.0, replica);
     }
 
     /// Takes a checkpoint now and waits for it (stop, snapshot).
     pub async fn checkpoint(&self) -> io::Result<()> {
-        panic!("contract only")
+        self.inner.checkpoint().await
     }
 
     /// True while free space is under the watermark: publishes are refused, all else goes on.
     pub fn full(&self) -> bool {
-        panic!("contract only")
+        self.inner.full.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Flushes, takes a last checkpoint, writes a seal and releases the lock.
+    /// What the storage counts, to be registered.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Flushes, takes a last checkpoint, writes a seal and releases the lock. To be called before the tasks are
+    /// told to stop: after that there is nobody left to write.
     pub async fn close(&self) {
-        panic!("contract only")
+        self.inner.close().await;
     }
 }
 
@@ -164,41 +198,50 @@ impl Storage {
 #[derive(Clone)]
 pub struct GroupLog {
     inner: Arc<Inner>,
+    group: Arc<Group>,
 }
 
 impl GroupLog {
     /// What the log holds.
     pub fn state(&self) -> LogState {
-        panic!("contract only")
+        locked(&self.group.log).state()
     }
+
     /// The replica id given at creation.
     pub fn replica(&self) -> u64 {
-        panic!("contract only")
+        self.group.replica
     }
-    /// Appends entries, dense after the last. Readable when this returns; durable when `done` is called.
-    pub fn append(&self, _entries: Vec<LogEntry>, _done: Done) {
-        panic!("contract only")
+
+    /// Appends entries, dense after the last. Readable when this returns; durable when `done` is called. Entries
+    /// that do not follow the last are refused through `done`, all of them. A payload is at most 1 GiB.
+    pub fn append(&self, entries: Vec<LogEntry>, done: Done) {
+        self.group.append(&self.inner, entries, done);
     }
+
     /// Saves a vote; binding once `done` is called.
-    pub fn save_vote(&self, _vote: StoredVote, _done: Done) {
-        panic!("contract only")
+    pub fn save_vote(&self, vote: StoredVote, done: Done) {
+        self.group.save_vote(&self.inner, vote, done);
     }
+
     /// Notes what is committed, with the next frame that is written anyway.
-    pub fn save_committed(&self, _at: LogPosition) {
-        panic!("contract only")
+    pub fn save_committed(&self, at: LogPosition) {
+        self.group.save_committed(&self.inner, at);
     }
+
     /// Removes all entries after `last` (all, if `None`).
-    pub fn truncate_after(&self, _last: Option<LogPosition>, _done: Done) {
-        panic!("contract only")
+    pub fn truncate_after(&self, last: Option<LogPosition>, done: Done) {
+        self.group.truncate_after(&self.inner, last, done);
     }
+
     /// Forgets entries up to and including `at`; without effect on what a checkpoint does not cover.
-    pub fn purge(&self, _at: LogPosition, _done: Done) {
-        panic!("contract only")
+    pub fn purge(&self, at: LogPosition, done: Done) {
+        self.group.purge(&self.inner, at, done);
     }
+
     /// Entries of `range` that exist, in order, from the first on while they fit `bytes_max` (at least one).
     /// An entry read back from disk has its CRC checked; a mismatch is `InvalidData` and fences the group.
-    pub fn read(&self, _range: Range<u64>, _bytes_max: usize) -> io::Result<Vec<LogEntry>> {
-        panic!("contract only")
+    pub fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<LogEntry>> {
+        self.group.read(&self.inner, range, bytes_max)
     }
 }
 
@@ -206,6 +249,7 @@ impl GroupLog {
 #[derive(Clone)]
 pub struct Segments {
     inner: Arc<Inner>,
+    group: Option<Arc<Group>>,
 }
 
 /// A segment file that a snapshot names.
@@ -222,59 +266,59 @@ pub struct SegmentInfo {
 }
 
 impl Segments {
+    fn files(&self) -> io::Result<&ShardFiles> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "the group does not exist here");
+        self.group.as_ref().map(|group| &*group.files).ok_or_else(missing)
+    }
+
     /// Appends a stamped batch (weft-batch: `header` and `body` are parts of one batch) to a partition.
     /// Buffered until `flush`; not durable before the next checkpoint: the journal still has it. Writing
     /// what is already there again (after recovery) is accepted if it is byte for byte the same.
-    pub fn append(&self, _partition: PartitionId, _base: Offset, _header: Bytes, _body: Bytes) -> io::Result<()> {
-        panic!("contract only")
+    ///
+    /// # Errors
+    /// `InvalidData`: header, body and `base` do not belong together, `base` does not follow, or another batch is
+    /// stored there.
+    pub fn append(&self, partition: PartitionId, base: Offset, header: Bytes, body: Bytes) -> io::Result<()> {
+        self.files()?.append(partition, base, header, body)
     }
-    /// Writes what `append` buffered, one write per partition; readers see it from now on.
+
+    /// Writes what `append` buffered, one write per partition; readers see it from now on. After an error (a full
+    /// disk) nothing is lost: the next call tries again.
     pub fn flush(&self) -> io::Result<()> {
-        panic!("contract only")
+        self.files()?.flush()
     }
+
     /// Stored batches from the one that contains `from` on, while they fit `bytes_max` (at least one), in
     /// order; empty at the end. Each batch's CRCs are checked: a bad one is `InvalidData`, never returned.
-    pub fn read(&self, _partition: PartitionId, _from: Offset, _bytes_max: usize) -> io::Result<Vec<Bytes>> {
-        panic!("contract only")
+    pub fn read(&self, partition: PartitionId, from: Offset, bytes_max: usize) -> io::Result<Vec<Bytes>> {
+        self.files()?.read(partition, from, bytes_max)
     }
+
     /// Stored bytes of a partition.
-    pub fn bytes(&self, _partition: PartitionId) -> u64 {
-        panic!("contract only")
+    pub fn bytes(&self, partition: PartitionId) -> u64 {
+        self.files().map_or(0, |files| files.bytes(partition))
     }
+
     /// Removes a partition's files (unlinked once no checkpoint or pin needs them).
-    pub fn drop_partition(&self, _partition: PartitionId) -> io::Result<()> {
-        panic!("contract only")
+    pub fn drop_partition(&self, partition: PartitionId) -> io::Result<()> {
+        self.files()?.drop_partition(partition);
+        Ok(())
     }
+
     /// The files that hold all appended so far; pinned until the returned guard drops.
     pub fn manifest(&self) -> io::Result<(Vec<SegmentInfo>, Box<dyn Send + Sync>)> {
-        panic!("contract only")
+        self.files()?.manifest()
     }
-    /// Reads a part of a named file, for a peer that installs a snapshot.
-    pub fn read_file(&self, _file: &SegmentInfo, _at: u64, _bytes: usize) -> io::Result<Bytes> {
-        panic!("contract only")
+
+    /// Reads a part of a named file, for a peer that installs a snapshot; shorter at the end of what was named.
+    pub fn read_file(&self, file: &SegmentInfo, at: u64, bytes: usize) -> io::Result<Bytes> {
+        self.files()?.read_file(file, at, bytes)
     }
+
     /// Starts to receive a snapshot: says which files of `wanted` are missing or differ here.
-    pub fn stage(&self, _wanted: &[SegmentInfo]) -> io::Result<Staging> {
-        panic!("contract only")
+    pub fn stage(&self, wanted: &[SegmentInfo]) -> io::Result<Staging> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "the group does not exist here");
+        let group = self.group.as_ref().ok_or_else(missing)?;
+        Ok(Staging::start(&self.inner, group, wanted))
     }
 }
-
-/// A snapshot that is being received; dropped before `commit`, it leaves no trace.
-pub struct Staging {
-    /// The files still to be written, whole.
-    pub missing: Vec<SegmentInfo>,
-}
-
-impl Staging {
-    /// Writes a part of a missing file.
-    pub fn write(&mut self, _file: &SegmentInfo, _at: u64, _data: &[u8]) -> io::Result<()> {
-        panic!("contract only")
-    }
-    /// Checks every file's CRC, syncs, and switches the replica to these files, `state` and `at` in one
-    /// journal record: after a crash it is the old or the new, never a mixture. The log before `at` is purged.
-    pub async fn commit(self, _at: LogPosition, _state: Bytes) -> io::Result<()> {
-        panic!("contract only")
-    }
-}
-
-struct Inner;

@@ -1,0 +1,74 @@
+//! What the storage counts.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// The storage's metrics.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Journal frames written.
+    pub frames: Counter,
+    /// Journal bytes written, stamps and padding included.
+    pub frame_bytes: Counter,
+    /// Seconds that a frame took to write and sync.
+    pub frame_seconds: Histogram,
+    /// Bytes that wait for the next frame.
+    pub queue_bytes: Gauge,
+    /// Seconds that a checkpoint took.
+    pub checkpoint_seconds: Histogram,
+    /// Bytes free on the file system.
+    pub free_bytes: Gauge,
+    /// 1 while publishes are refused for want of space.
+    pub full: Gauge,
+    /// Journal files, and how often one was made free again.
+    pub slots: Gauge,
+    /// See `slots`.
+    pub slots_recycled: Counter,
+    /// Groups fenced because of damage.
+    pub groups_fenced: Gauge,
+    /// Log entries written again so that they do not pin the journal.
+    pub entries_moved: Counter,
+    /// Log entries read back from the journal.
+    pub entries_read: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let seconds = || Histogram::new(exponential_buckets(0.0001, 2.0, 18));
+        Metrics {
+            frames: Counter::default(),
+            frame_bytes: Counter::default(),
+            frame_seconds: seconds(),
+            queue_bytes: Gauge::default(),
+            checkpoint_seconds: seconds(),
+            free_bytes: Gauge::default(),
+            full: Gauge::default(),
+            slots: Gauge::default(),
+            slots_recycled: Counter::default(),
+            groups_fenced: Gauge::default(),
+            entries_moved: Counter::default(),
+            entries_read: Counter::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Registers all under `weft_storage_`.
+    pub fn register(&self, registry: &mut Registry) {
+        let of = registry.sub_registry_with_prefix("weft_storage");
+        of.register("frames", "Journal frames written", self.frames.clone());
+        of.register("frame_bytes", "Journal bytes written", self.frame_bytes.clone());
+        of.register("frame_seconds", "Time to write and sync a journal frame", self.frame_seconds.clone());
+        of.register("queue_bytes", "Bytes that wait for the next journal frame", self.queue_bytes.clone());
+        of.register("checkpoint_seconds", "Time to take a checkpoint", self.checkpoint_seconds.clone());
+        of.register("free_bytes", "Bytes free on the file system", self.free_bytes.clone());
+        of.register("full", "1 while publishes are refused for want of space", self.full.clone());
+        of.register("slots", "Journal files", self.slots.clone());
+        of.register("slots_recycled", "Journal files made free again", self.slots_recycled.clone());
+        of.register("groups_fenced", "Groups fenced because of damage", self.groups_fenced.clone());
+        of.register("entries_moved", "Log entries written again to free old journal files", self.entries_moved.clone());
+        of.register("entries_read", "Log entries read back from the journal", self.entries_read.clone());
+    }
+}
