@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use weft_cluster::ids::RaftGroup;
+use weft_cluster::registry::limits::{REPLICATION_MAX, SHARDS_MAX};
 
 /// Times and limits of the Raft groups.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,4 +52,68 @@ impl Default for RaftConfig {
             append_bytes: bytesize::ByteSize::mib(4),
         }
     }
+}
+
+impl RaftConfig {
+    /// Refuses what cannot work, in one sentence that names the key.
+    ///
+    /// # Errors
+    /// The sentence.
+    pub fn check(&self) -> Result<(), String> {
+        if !self.shards.is_power_of_two() || self.shards > SHARDS_MAX {
+            return Err(format!("raft.shards must be a power of two, at most {SHARDS_MAX}"));
+        }
+        if !(1..=REPLICATION_MAX).contains(&self.replication) {
+            return Err(format!("raft.replication must be 1 to {REPLICATION_MAX}"));
+        }
+        if self.append_bytes.as_u64() < 64 << 10 || self.append_bytes.as_u64() > APPEND_BYTES_MAX {
+            return Err("raft.append_bytes must be 64 KiB to 12 MiB".into());
+        }
+        for (group, key) in [(RaftGroup::REGISTRY, "registry"), (RaftGroup(1), "shard")] {
+            openraft_config(self, group)
+                .map_err(|error| format!("raft.{key}_heartbeat and raft.{key}_election do not fit: {error}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The raft lane carries frames of 16 MiB.
+const APPEND_BYTES_MAX: u64 = 12 << 20;
+
+/// A snapshot's files may take this long to travel.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(600);
+
+/// openraft's configuration of one group.
+pub(super) fn openraft_config(
+    config: &RaftConfig,
+    group: RaftGroup,
+) -> Result<openraft::Config, openraft::ConfigError> {
+    let (heartbeat, election) = match group {
+        RaftGroup::REGISTRY => (config.registry_heartbeat, config.registry_election),
+        _ => (config.shard_heartbeat, config.shard_election),
+    };
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1);
+    openraft::Config {
+        cluster_name: group.to_string(),
+        heartbeat_interval: ms(heartbeat),
+        // Appends prove as much as a heartbeat.
+        heartbeat_min_interval: Some(ms(heartbeat)),
+        election_timeout_min: ms(election),
+        election_timeout_max: 2 * ms(election),
+        install_snapshot_timeout: ms(SNAPSHOT_PATIENCE),
+        max_payload_entries: 256,
+        // Entries are sent as long as the log has them.
+        replication_lag_threshold: 1 << 40,
+        // Checkpoints decide what is purged, not openraft.
+        snapshot_policy: openraft::SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: 1 << 40,
+        api_channel_size: Some(4096),
+        notification_channel_size: Some(4096),
+        enable_pre_vote: Some(true),
+        // A restarted node does not know what was committed while it was away.
+        enable_leader_restore: Some(false),
+        backoff: "50ms 100ms 200ms ...500ms".into(),
+        ..openraft::Config::default()
+    }
+    .validate()
 }

@@ -7,19 +7,30 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use weft_cluster::ids::{Epoch, LogPosition, NodeId, RaftGroup, ReplicaId};
+use weft_cluster::ids::{Epoch, LogPosition, NodeId};
 use weft_cluster::view::Member;
-use weft_proto::internal::v1::{ControlRequest, ControlResponse, NodeRecord};
-use weft_proto::v1;
+use weft_proto::internal::v1::NodeRecord;
 
 mod config;
+mod convert;
+mod door;
+mod fetch;
+mod group;
+mod log;
+mod machine;
+mod network;
+mod rafts;
+mod types;
 
 pub use config::RaftConfig;
+pub use fetch::fetch_file;
+pub(in crate::drivers) use group::End;
+pub use group::Group;
+pub(in crate::drivers) use rafts::Context;
+pub use rafts::Rafts;
 
-use crate::drivers::link::{LinkStream, Links};
-use crate::drivers::registry::Registry;
-use crate::drivers::shard::Shards;
-use crate::drivers::storage::{RecoveredGroup, SegmentInfo, Staging, Storage};
+use crate::drivers::link::Links;
+use crate::drivers::storage::{RecoveredGroup, Storage};
 use crate::host::{Host, Promise, Tasks};
 
 /// What a replicated state machine did with a command; returned to the proposer.
@@ -91,46 +102,6 @@ pub struct Committed {
     pub fsynced: Vec<NodeId>,
 }
 
-/// One replica of a group on this node. Cheap to clone.
-#[derive(Clone)]
-pub struct Group {
-    inner: Arc<Inner>,
-}
-
-impl Group {
-    /// Which.
-    pub fn id(&self) -> RaftGroup {
-        panic!("contract only")
-    }
-    /// This replica.
-    pub fn replica(&self) -> ReplicaId {
-        panic!("contract only")
-    }
-    /// Proposes a command and waits until it is applied here.
-    pub async fn propose(&self, _command: Bytes) -> Result<Committed, ProposeError> {
-        panic!("contract only")
-    }
-    /// Who leads, published on change.
-    pub fn leadership(&self) -> watch::Receiver<Leadership> {
-        panic!("contract only")
-    }
-    /// A read point: when it returns, all that was committed before the call is applied here. Never a lease.
-    pub async fn read_index(&self) -> Result<LogPosition, ProposeError> {
-        panic!("contract only")
-    }
-    /// A checkpoint that covers `at` is durable: the log before it may be purged, save a tail for replicas
-    /// that lag. Called from the replica's `Checkpointed::checkpointed`; never blocks.
-    pub fn checkpointed(&self, _at: LogPosition) {
-        panic!("contract only")
-    }
-    /// Hands leadership to a node that holds a voter and waits (at most 2 s) until it acts.
-    pub async fn transfer(&self, _to: NodeId) -> Result<Epoch, ProposeError> {
-        panic!("contract only")
-    }
-}
-
-struct Inner;
-
 /// What the raft driver is built from.
 pub struct Parts {
     /// The world.
@@ -151,74 +122,4 @@ pub struct Parts {
     pub seeds: Vec<String>,
     /// Times and limits.
     pub config: RaftConfig,
-}
-
-/// All groups of this node, the registry's included, and the door for what peers send. Cheap to clone.
-#[derive(Clone)]
-pub struct Rafts {
-    inner: Arc<Inner>,
-}
-
-impl Rafts {
-    /// Makes the handles and starts this node's replica of the registry if it has one. Does not wait for peers.
-    pub async fn open(_parts: Parts) -> io::Result<(Rafts, Registry)> {
-        panic!("contract only")
-    }
-
-    /// Starts the replicas found on disk, then founds or joins the cluster in the background, follows the
-    /// shard table and watches for dead leaders. Call it before `links.serve`.
-    pub async fn serve(&self, _shards: Shards) -> io::Result<()> {
-        panic!("contract only")
-    }
-
-    /// A replica that runs on this node.
-    pub fn group(&self, _group: RaftGroup) -> Option<Group> {
-        panic!("contract only")
-    }
-
-    /// Lane::Raft: one encoded `RaftRequest`, answered by an encoded `RaftResponse`.
-    pub async fn request(&self, _from: NodeId, _body: Bytes) -> Result<crate::drivers::link::Parts, String> {
-        panic!("contract only")
-    }
-
-    /// Lane::Control: all requests except `partition_stats`, which the peer door answers from `Shards`.
-    pub async fn control(&self, _from: NodeId, _request: ControlRequest) -> ControlResponse {
-        panic!("contract only")
-    }
-
-    /// A registry watch: a stream of Lane::Control whose first frame (a `WatchRequest`) is `first`.
-    pub async fn watch(&self, _from: NodeId, _first: Bytes, _stream: LinkStream) {
-        panic!("contract only")
-    }
-
-    /// A segment file for a peer: a stream of Lane::Bulk whose first frame (a `FetchRequest`) is `first`.
-    pub async fn fetch(&self, _from: NodeId, _first: Bytes, _stream: LinkStream) {
-        panic!("contract only")
-    }
-
-    /// A planned stop, first step: hands every leadership to a peer that is up (at most `patience`) and says so.
-    pub async fn drain(&self, _patience: std::time::Duration) {
-        panic!("contract only")
-    }
-
-    /// Second step: stops all replicas. The storage may be closed afterwards.
-    pub async fn stop(&self) {
-        panic!("contract only")
-    }
-
-    /// Hands this group's leadership to a node, wherever the leader is.
-    pub async fn transfer(&self, _group: RaftGroup, _to: NodeId) -> Result<Epoch, v1::Error> {
-        panic!("contract only")
-    }
-}
-
-/// Fetches one segment file of a snapshot from the node that sent its manifest, into `staging`.
-pub async fn fetch_file(
-    _links: &Links,
-    _from: NodeId,
-    _group: RaftGroup,
-    _file: &SegmentInfo,
-    _staging: &mut Staging,
-) -> io::Result<()> {
-    panic!("contract only")
 }

@@ -1,0 +1,446 @@
+//! One replica of one group: proposals, leadership, membership, purging.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, Fatal, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::{ChangeMembers, ReadPolicy, ServerState};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use weft_cluster::ids::{Epoch, LogPosition, NodeId, RaftGroup, ReplicaId};
+
+use super::config::openraft_config;
+use super::convert::position;
+use super::log::Log;
+use super::machine::Machine;
+use super::network::Network;
+use super::rafts::Context;
+use super::types::{Command, LogId, Place, Raft, TypeConfig};
+use super::{Committed, Leadership, ProposeError, StateMachine};
+use crate::drivers::storage::GroupLog;
+
+/// How long a transfer may take; then the leader stands for election itself, because it proposes nothing meanwhile.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a commit waits for the replication's figures to name the majority that has it.
+const FIGURES_PATIENCE: Duration = Duration::from_millis(50);
+/// How long a purge waits for openraft to note that a checkpoint covers more.
+const MARK_PATIENCE: Duration = Duration::from_secs(2);
+/// A learner this many entries behind counts as caught up.
+const CAUGHT_UP_ENTRIES: u64 = 64;
+
+/// One replica of a group on this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Group {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    id: RaftGroup,
+    replica: ReplicaId,
+    me: NodeId,
+    pub(super) raft: Raft,
+    pub(super) machine: Machine,
+    leadership: watch::Sender<Leadership>,
+    /// Index of the newest durable checkpoint.
+    checkpointed: watch::Sender<Option<u64>>,
+    entries_kept: u64,
+    /// A snapshot is being installed: appends are refused until openraft knows of it.
+    pub(super) installing: AtomicBool,
+    /// The term whose leader is known to be dead: its lease binds this voter no longer. 0: none.
+    waived: AtomicU64,
+    stopped: CancellationToken,
+    /// Bumped on every change of a leadership on this node.
+    leaderships: watch::Sender<u64>,
+}
+
+/// The last entry of a replica's log, as candidates are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::drivers) struct End {
+    /// Term and index; `None` for an empty log.
+    pub(in crate::drivers) last: Option<LogPosition>,
+    /// Breaks ties.
+    pub(in crate::drivers) replica: u64,
+}
+
+impl Group {
+    /// Starts the replica whose log and state machine are given.
+    pub(super) async fn start(
+        context: &Context,
+        id: RaftGroup,
+        log: GroupLog,
+        machine: Box<dyn StateMachine>,
+    ) -> io::Result<Group> {
+        let replica = ReplicaId(log.replica());
+        let config = Arc::new(openraft_config(&context.config, id).map_err(io::Error::other)?);
+        let machine = Machine::new(context.host.clone(), machine);
+        let network = Network { links: context.links.clone(), group: id.0, from: replica.0 };
+        let append_bytes = usize::try_from(context.config.append_bytes.as_u64()).unwrap_or(usize::MAX);
+        let log = Log::new(log, append_bytes);
+        let raft = Raft::build(replica.0, config, network, log, machine.clone()).await.map_err(io::Error::other)?;
+        machine.started();
+        let group = Group {
+            inner: Arc::new(Inner {
+                id,
+                replica,
+                me: context.me,
+                raft,
+                machine,
+                leadership: watch::Sender::default(),
+                checkpointed: watch::Sender::default(),
+                entries_kept: context.config.entries_kept,
+                installing: AtomicBool::new(false),
+                waived: AtomicU64::new(0),
+                stopped: CancellationToken::new(),
+                leaderships: context.leaderships.clone(),
+            }),
+        };
+        group.inner.raft.run();
+        context.tasks.spawn("raft leadership", group.clone().follow(context.host.clone()));
+        context.tasks.spawn("raft purge", group.clone().purge());
+        Ok(group)
+    }
+
+    /// Which.
+    pub fn id(&self) -> RaftGroup {
+        self.inner.id
+    }
+
+    /// This replica.
+    pub fn replica(&self) -> ReplicaId {
+        self.inner.replica
+    }
+
+    /// Who leads, published on change.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.leadership.subscribe()
+    }
+
+    /// Proposes a command and waits until it is applied here.
+    ///
+    /// # Errors
+    /// `NotLeader`: it was not proposed. `Unknown`: it was, and may or may not be committed.
+    pub async fn propose(&self, command: Bytes) -> Result<Committed, ProposeError> {
+        if self.inner.stopped.is_cancelled() {
+            return Err(ProposeError::Stopped("the replica has stopped".into()));
+        }
+        let written = self.inner.raft.client_write(Command::wrap(&command)).await;
+        match written {
+            Ok(response) => {
+                let at = position(&response.log_id);
+                let fsynced = self.fsynced(&response.log_id).await;
+                Ok(Committed { at, applied: response.data.take(), fsynced })
+            }
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(self.not_leader(forward).await),
+            Err(RaftError::APIError(_)) => Err(ProposeError::Unknown),
+            // Whether it was taken before the core stopped cannot be told.
+            Err(RaftError::Fatal(_)) => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// A read point: when it returns, all that was committed before the call is applied here. Never a lease.
+    pub async fn read_index(&self) -> Result<LogPosition, ProposeError> {
+        match self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
+            Ok(read) => Ok(position(read.log_id())),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
+                Err(self.not_leader(forward).await)
+            }
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ProposeError::NotLeader(None)),
+            Err(RaftError::Fatal(error)) => Err(stopped(error)),
+        }
+    }
+
+    /// A checkpoint that covers `at` is durable: the log before it may be purged, save a tail for replicas
+    /// that lag. Called from the replica's `Checkpointed::checkpointed`; never blocks.
+    pub fn checkpointed(&self, at: LogPosition) {
+        self.inner.checkpointed.send_if_modified(|index| {
+            let newer = Some(at.index) > *index;
+            if newer {
+                *index = Some(at.index);
+            }
+            newer
+        });
+    }
+
+    /// Hands leadership to a node that holds a voter and waits (at most 2 s) until it acts.
+    ///
+    /// # Errors
+    /// `NotLeader`: this node does not lead, or `to` holds no voter. `Unknown`: it did not take over in time.
+    pub async fn transfer(&self, to: NodeId) -> Result<Epoch, ProposeError> {
+        let mut leadership = self.leadership();
+        let before = leadership.borrow_and_update().clone();
+        if before.leader != Some(self.inner.me) {
+            return Err(ProposeError::NotLeader(before.leader));
+        }
+        if to == self.inner.me {
+            return Ok(before.epoch);
+        }
+        let target = self.voters().into_iter().find(|(_, node)| *node == to).map(|(id, _)| id);
+        let target = target.ok_or(ProposeError::NotLeader(before.leader))?;
+        self.inner.raft.trigger().transfer_leader(target).await.map_err(stopped)?;
+        let taken = async {
+            let now = leadership.wait_for(|now| now.epoch > before.epoch && now.leader.is_some()).await;
+            now.map(|now| now.clone())
+        };
+        match timeout(TRANSFER_PATIENCE, taken).await {
+            Ok(Ok(now)) if now.leader == Some(to) => Ok(now.epoch),
+            Ok(Ok(now)) => Err(ProposeError::NotLeader(now.leader)),
+            Ok(Err(_)) => Err(ProposeError::Stopped("the replica has stopped".into())),
+            Err(_) => {
+                // A leader that has begun to hand over proposes nothing more in its term.
+                self.elect().await;
+                Err(ProposeError::Unknown)
+            }
+        }
+    }
+
+    /// This replica's last entry.
+    pub(in crate::drivers) fn end(&self) -> End {
+        let last = self.inner.raft.data_metrics().borrow_watched().last_log.as_ref().map(position);
+        End { last, replica: self.inner.replica.0 }
+    }
+
+    /// Whether this replica votes.
+    pub(in crate::drivers) fn votes(&self) -> bool {
+        self.voters().contains_key(&self.inner.replica.0)
+    }
+
+    /// Voters of the present membership (of both halves of a joint one) and their nodes.
+    pub(in crate::drivers) fn voters(&self) -> BTreeMap<u64, NodeId> {
+        let membership = self.inner.raft.server_metrics().borrow_watched().membership_config.clone();
+        let place = |id: u64| membership.get_node(&id).map(|place| (id, place.node));
+        membership.voter_ids().filter_map(place).collect()
+    }
+
+    /// All replicas of the present membership and their nodes.
+    pub(in crate::drivers) fn replicas(&self) -> BTreeMap<u64, NodeId> {
+        let membership = self.inner.raft.server_metrics().borrow_watched().membership_config.clone();
+        membership.nodes().map(|(id, place)| (*id, place.node)).collect()
+    }
+
+    /// Whether the present membership is committed and not joint: the next change may begin.
+    pub(in crate::drivers) fn settled(&self) -> bool {
+        let metrics = self.inner.raft.server_metrics().borrow_watched().clone();
+        metrics.membership_config == metrics.committed_membership_config
+            && metrics.membership_config.get_joint_config().len() == 1
+    }
+
+    /// At the leader: whether a replica has nearly all of the log.
+    pub(in crate::drivers) fn caught_up(&self, replica: u64) -> bool {
+        let data = self.inner.raft.data_metrics().borrow_watched().clone();
+        let last = data.last_log.as_ref().map_or(0, |id| id.index);
+        let matched = data.replication.as_ref().and_then(|map| map.get(&replica).cloned()).flatten();
+        matched.is_some_and(|id| id.index + CAUGHT_UP_ENTRIES >= last)
+    }
+
+    /// Whether the group has a membership here.
+    pub(in crate::drivers) async fn initialized(&self) -> bool {
+        self.inner.raft.is_initialized().await.unwrap_or(true)
+    }
+
+    /// Gives a new group its first membership. Safe on several replicas, if it is the same.
+    pub(in crate::drivers) async fn initialize(&self, voters: &BTreeMap<u64, NodeId>) -> io::Result<()> {
+        let voters: BTreeMap<u64, Place> = voters.iter().map(|(id, node)| (*id, Place { node: *node })).collect();
+        match self.inner.raft.initialize(voters).await {
+            Ok(()) => Ok(()),
+            Err(RaftError::APIError(openraft::errors::InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// At the leader: adds a replica that receives the log and does not vote.
+    pub(in crate::drivers) async fn add_learner(&self, replica: u64, node: NodeId) -> io::Result<()> {
+        self.inner.raft.add_learner(replica, Place { node }, false).await.map(drop).map_err(io::Error::other)
+    }
+
+    /// At the leader: makes these replicas, all known and caught up, the voters, through a joint membership.
+    pub(in crate::drivers) async fn change_voters(&self, voters: BTreeSet<u64>) -> io::Result<()> {
+        let change = ChangeMembers::ReplaceAllVoters(voters);
+        self.inner.raft.change_membership(change, false).await.map(drop).map_err(io::Error::other)
+    }
+
+    /// At the leader: forgets learners.
+    pub(in crate::drivers) async fn drop_learners(&self, replicas: BTreeSet<u64>) -> io::Result<()> {
+        let change = ChangeMembers::RemoveNodes(replicas);
+        self.inner.raft.change_membership(change, true).await.map(drop).map_err(io::Error::other)
+    }
+
+    /// Stands for election at once, without a pre-vote.
+    pub(in crate::drivers) async fn elect(&self) {
+        if let Err(error) = self.inner.raft.trigger().elect(false).await {
+            tracing::debug!(group = %self.inner.id, %error, "cannot stand for election");
+        }
+    }
+
+    /// The leader of the term that this voter is in is dead: its lease does not bind this voter any more.
+    pub(in crate::drivers) fn waive(&self) {
+        let vote = self.inner.raft.server_metrics().borrow_watched().vote;
+        if vote.committed {
+            self.inner.waived.store(vote.leader_id.term, Ordering::Release);
+        }
+    }
+
+    /// The leader was not dead after all.
+    pub(in crate::drivers) fn unwaive(&self) {
+        self.inner.waived.store(0, Ordering::Release);
+    }
+
+    /// Whether the lease of this voter's present leader is waived.
+    pub(super) fn waived(&self) -> bool {
+        let vote = self.inner.raft.server_metrics().borrow_watched().vote;
+        vote.committed && vote.leader_id.term == self.inner.waived.load(Ordering::Acquire)
+    }
+
+    /// Stops the replica; its data stays.
+    pub(in crate::drivers) async fn stop(&self) {
+        self.inner.stopped.cancel();
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!(group = %self.inner.id, %error, "the replica did not stop in order");
+        }
+        self.withdraw();
+    }
+
+    async fn not_leader(&self, forward: ForwardToLeader<TypeConfig>) -> ProposeError {
+        if forward.reason == ForwardReason::LeaseExpired {
+            // Wakes a leader that has heard of no majority for a while; the caller tries again.
+            let _ = self.inner.raft.trigger().heartbeat().await;
+            sleep(Duration::from_millis(10)).await;
+        }
+        ProposeError::NotLeader(forward.leader_node.map(|place| place.node))
+    }
+
+    /// Nodes known to have `id` fsynced. The figures may lag behind the commit by a turn of openraft's loop.
+    async fn fsynced(&self, id: &LogId) -> Vec<NodeId> {
+        let replicas = self.voters();
+        let mut figures = self.inner.raft.data_metrics();
+        let deadline = Instant::now() + FIGURES_PATIENCE;
+        loop {
+            let nodes: Vec<NodeId> = {
+                let data = figures.borrow_watched();
+                let has = |replica: &u64| {
+                    let matched = data.replication.as_ref().and_then(|map| map.get(replica));
+                    matched.is_some_and(|matched| matched.as_ref() >= Some(id))
+                };
+                replicas.iter().filter(|(replica, _)| has(replica)).map(|(_, node)| *node).collect()
+            };
+            if nodes.len() * 2 > replicas.len() {
+                return nodes;
+            }
+            match timeout_at(deadline, figures.changed()).await {
+                Ok(Ok(())) => {}
+                _ => return nodes,
+            }
+        }
+    }
+
+    /// Publishes the leadership until the replica stops or fails.
+    async fn follow(self, host: Arc<dyn crate::host::Host>) {
+        let mut metrics = self.inner.raft.server_metrics();
+        let mut term = self.inner.machine.term();
+        loop {
+            let now = self.present(*term.borrow_and_update());
+            self.publish(now);
+            tokio::select! {
+                biased;
+                () = self.inner.stopped.cancelled() => return,
+                changed = metrics.changed() => if changed.is_err() { break },
+                changed = term.changed() => if changed.is_err() { break },
+            }
+        }
+        self.withdraw();
+        if self.inner.stopped.is_cancelled() {
+            return;
+        }
+        let state = self.inner.raft.metrics().borrow_watched().running_state.clone();
+        self.inner.stopped.cancel();
+        match state {
+            Err(Fatal::Panicked) => {
+                host.abort(&format!("the replica {} of {} failed a check", self.inner.replica, self.inner.id))
+            }
+            Err(error) => tracing::error!(group = %self.inner.id, %error, "the replica has stopped"),
+            Ok(()) => tracing::error!(group = %self.inner.id, "the replica has stopped"),
+        }
+    }
+
+    /// Nobody is known to lead, and this node does not act.
+    fn withdraw(&self) {
+        let epoch = self.inner.leadership.borrow().epoch;
+        self.publish(Leadership { epoch, leader: None, acting: false });
+    }
+
+    fn publish(&self, now: Leadership) {
+        let changed = self.inner.leadership.send_if_modified(|last| {
+            let changed = *last != now;
+            *last = now;
+            changed
+        });
+        if changed {
+            self.inner.leaderships.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+
+    fn present(&self, applied_term: u64) -> Leadership {
+        let metrics = self.inner.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let place = |id: u64| metrics.membership_config.get_node(&id).map(|place| place.node);
+        let term = metrics.vote.leader_id.term;
+        let leads = metrics.state == ServerState::Leader && metrics.current_leader == Some(self.inner.replica.0);
+        Leadership {
+            epoch: Epoch(term),
+            leader: metrics.current_leader.and_then(place),
+            acting: leads && metrics.vote.committed && applied_term == term,
+        }
+    }
+
+    /// Purges the log behind checkpoints.
+    async fn purge(self) {
+        let mut checkpointed = self.inner.checkpointed.subscribe();
+        let raft = &self.inner.raft;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.inner.stopped.cancelled() => return,
+                changed = checkpointed.changed() => if changed.is_err() { return },
+            }
+            let Some(covered) = *checkpointed.borrow_and_update() else { continue };
+            let purged = raft.data_metrics().borrow_watched().purged.as_ref().map_or(0, |id| id.index);
+            let upto = covered.min(self.slowest(covered)).saturating_sub(self.inner.entries_kept);
+            if upto <= purged {
+                continue;
+            }
+            if raft.trigger().snapshot().await.is_err() {
+                return;
+            }
+            let mut data = raft.data_metrics();
+            let deadline = Instant::now() + MARK_PATIENCE;
+            while data.borrow_watched().snapshot.as_ref().is_none_or(|id| id.index < upto) {
+                if !matches!(timeout_at(deadline, data.changed()).await, Ok(Ok(()))) {
+                    break;
+                }
+            }
+            let marked = data.borrow_watched().snapshot.as_ref().is_some_and(|id| id.index >= upto);
+            if marked && raft.trigger().purge_log(upto).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// At the leader, what the slowest replica that still follows has: it is spared a snapshot, if the log
+    /// it needs is not too long.
+    fn slowest(&self, covered: u64) -> u64 {
+        let data = self.inner.raft.data_metrics();
+        let data = data.borrow_watched();
+        let matched = data.replication.iter().flat_map(|map| map.values()).flatten().map(|id| id.index);
+        let near = covered.saturating_sub(self.inner.entries_kept.saturating_mul(16));
+        matched.filter(|index| *index >= near).min().unwrap_or(covered)
+    }
+}
+
+fn stopped(error: Fatal<TypeConfig>) -> ProposeError {
+    ProposeError::Stopped(error.to_string())
+}

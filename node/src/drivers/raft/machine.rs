@@ -1,0 +1,178 @@
+//! openraft's state machine over one of ours.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures::{Stream, TryStreamExt};
+use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use tokio::sync::{Mutex, watch};
+use weft_cluster::ids::NodeId;
+
+use super::convert::{log_id, position, stored_from_bytes, stored_to_bytes};
+use super::types::{LogId, Response, SnapshotMeta, StoredMembership, TypeConfig};
+use super::{Manifest, StateMachine};
+use crate::host::Host;
+
+/// A snapshot as openraft hands it around: a manifest, and the pin that keeps its files.
+pub(super) struct Snapshot {
+    pub(super) manifest: Manifest,
+    _pin: Option<Box<dyn Send + Sync>>,
+}
+
+impl Snapshot {
+    /// Stands for a state that the machine already has.
+    pub(super) fn marker() -> Snapshot {
+        Snapshot { manifest: Manifest { bytes: bytes::Bytes::new() }, _pin: None }
+    }
+}
+
+type Made = openraft::Snapshot<super::types::Committed, u64, super::types::Place, Snapshot>;
+
+struct Shared {
+    host: Arc<dyn Host>,
+    machine: Mutex<Box<dyn StateMachine>>,
+    /// The term of the last entry applied.
+    term: watch::Sender<u64>,
+    started: AtomicBool,
+}
+
+/// One of our state machines, as openraft sees it. Clones share it.
+#[derive(Clone)]
+pub(super) struct Machine(Arc<Shared>);
+
+impl Machine {
+    pub(super) fn new(host: Arc<dyn Host>, machine: Box<dyn StateMachine>) -> Machine {
+        let term = machine.applied().map_or(0, |at| at.term);
+        Machine(Arc::new(Shared {
+            host,
+            machine: Mutex::new(machine),
+            term: watch::Sender::new(term),
+            started: AtomicBool::new(false),
+        }))
+    }
+
+    /// From now on a snapshot is asked for by a replica that lags, not by the recovery.
+    pub(super) fn started(&self) {
+        self.0.started.store(true, Ordering::Release);
+    }
+
+    /// The term of the last entry applied, published when it grows.
+    pub(super) fn term(&self) -> watch::Receiver<u64> {
+        self.0.term.subscribe()
+    }
+
+    /// Replaces the state by a peer's snapshot, unless it is not newer. On an error the state is the old one.
+    pub(super) async fn install(&self, from: NodeId, meta: &SnapshotMeta, manifest: Manifest) -> io::Result<()> {
+        let Some(at) = meta.last_log_id.as_ref().map(position) else { return Ok(()) };
+        let mut machine = self.0.machine.lock().await;
+        if machine.applied() >= Some(at) {
+            return Ok(());
+        }
+        machine.install(from, at, stored_to_bytes(&meta.last_membership), manifest).await?;
+        machine.flush();
+        if machine.applied() != Some(at) {
+            return Err(io::Error::other("the state machine is not at the snapshot it installed"));
+        }
+        self.0.term.send_if_modified(|term| std::mem::replace(term, at.term) != at.term);
+        Ok(())
+    }
+}
+
+fn meta_of(machine: &dyn StateMachine) -> io::Result<SnapshotMeta> {
+    Ok(SnapshotMeta {
+        last_log_id: machine.applied().map(log_id),
+        last_membership: stored_from_bytes(&machine.membership())?,
+    })
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Machine {
+    type SnapshotData = Snapshot;
+
+    /// A marker only: the log may be purged as far as checkpoints reach, and a peer gets a manifest when it asks.
+    async fn build_snapshot(&mut self) -> io::Result<Made> {
+        let machine = self.0.machine.lock().await;
+        Ok(Made { meta: meta_of(machine.as_ref())?, snapshot: Snapshot::marker() })
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = Snapshot;
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let machine = self.0.machine.lock().await;
+        Ok((machine.applied().map(log_id), stored_from_bytes(&machine.membership())?))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let mut machine = self.0.machine.lock().await;
+        let mut answers = Vec::new();
+        let mut term = *self.0.term.borrow();
+        while let Some((entry, responder)) = entries.try_next().await? {
+            let at = position(&entry.log_id);
+            // A snapshot that was installed meanwhile covers it.
+            if machine.applied().is_some_and(|applied| at.index <= applied.index) {
+                continue;
+            }
+            let response = match entry.payload {
+                EntryPayload::Blank => {
+                    machine.note(at, None);
+                    Response::none()
+                }
+                EntryPayload::Membership(membership) => {
+                    let stored = StoredMembership::new(Some(entry.log_id), membership);
+                    machine.note(at, Some(stored_to_bytes(&stored)));
+                    Response::none()
+                }
+                EntryPayload::Normal(command) => match machine.apply(at, command.body()) {
+                    Ok(applied) => Response::new(applied),
+                    // A replica that cannot apply what is committed must not go on as if it had.
+                    Err(error) => self.0.host.abort(&format!("apply committed entry {at}: {error}")),
+                },
+            };
+            term = at.term;
+            if let Some(responder) = responder {
+                answers.push((responder, response));
+            }
+        }
+        // Proposers are answered only after readers can see what they proposed.
+        machine.flush();
+        drop(machine);
+        for (responder, response) in answers {
+            responder.send(response);
+        }
+        self.0.term.send_if_modified(|last| std::mem::replace(last, term) != term);
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    /// `Machine::install` ran before openraft was told, because it may fail and openraft could not go on then.
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, _: Snapshot) -> io::Result<()> {
+        let machine = self.0.machine.lock().await;
+        if machine.applied().map(log_id) < meta.last_log_id {
+            return Err(io::Error::other("a snapshot must be installed before openraft learns of it"));
+        }
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Made>> {
+        let mut machine = self.0.machine.lock().await;
+        if machine.applied().is_none() {
+            return Ok(None);
+        }
+        if !self.0.started.load(Ordering::Acquire) {
+            return Ok(Some(Made { meta: meta_of(machine.as_ref())?, snapshot: Snapshot::marker() }));
+        }
+        let (at, manifest, pin) = machine.snapshot()?;
+        let meta = SnapshotMeta { last_log_id: Some(log_id(at)), ..meta_of(machine.as_ref())? };
+        Ok(Some(Made { meta, snapshot: Snapshot { manifest, _pin: Some(pin) } }))
+    }
+}
