@@ -8,3 +8,8 @@ pub mod raft;
 pub mod registry;
 pub mod shard;
 pub mod storage;
+
+mod bootstrap;
+mod failover;
+mod owners;
+mod reconcile;

@@ -1,0 +1,333 @@
+//! Makes this node's replicas what the shard table says, moves replicas where this node leads, plans the table
+//! where it leads the registry, and hands shards to the nodes that should lead them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use weft_cluster::ids::{NodeId, RaftGroup, ShardId};
+use weft_cluster::placement::{Candidate, plan};
+use weft_cluster::registry::State;
+use weft_cluster::registry::limits::FEATURE_LEVEL;
+use weft_cluster::view::{ClusterView, MemberState};
+use weft_proto::internal::v1::registry_command::Command;
+use weft_proto::internal::v1::{NodeRecord, PlanShards, RegistryCommand, ReplicaRecord, ShardMoved, ShardRecord};
+
+use super::raft::{Context, Group};
+
+/// How often all is compared, beside every change of the table.
+const ROUND_EVERY: Duration = Duration::from_millis(500);
+/// A new group's first membership is written by the preferred node; by the others after this.
+const FIRST_MEMBERSHIP_AFTER: Duration = Duration::from_secs(5);
+/// How long a change of the registry may take.
+const PROPOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// Shards handed to their preferred nodes per round, by this node.
+const HANDED_PER_ROUND: usize = 4;
+/// A shard that would not be handed over is left alone for this long.
+const HAND_AGAIN_AFTER: Duration = Duration::from_secs(30);
+
+/// What the rounds remember.
+#[derive(Default)]
+struct Memory {
+    /// When a new group was first seen without a membership.
+    waiting: BTreeMap<RaftGroup, Instant>,
+    /// When a node was first seen down.
+    down: BTreeMap<NodeId, Instant>,
+    /// When a shard may be handed to its preferred node again.
+    handed: BTreeMap<ShardId, Instant>,
+    /// Groups that are being changed by a task of their own.
+    busy: Arc<Mutex<BTreeSet<RaftGroup>>>,
+}
+
+/// Runs for as long as the node does.
+pub(super) async fn run(context: Arc<Context>) {
+    let mut memory = Memory::default();
+    let mut states = context.registry.states();
+    let mut leaderships = context.leaderships.subscribe();
+    let mut every = interval(ROUND_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            changed = states.changed() => if changed.is_err() { return },
+            changed = leaderships.changed() => if changed.is_err() { return },
+            _ = every.tick() => {}
+        }
+        let state = states.borrow_and_update().clone();
+        leaderships.borrow_and_update();
+        if state.cluster_id() == 0 {
+            continue;
+        }
+        if let Err(error) = round(&context, &state, &mut memory).await {
+            tracing::warn!(%error, "this node's replicas are not yet what the table says");
+        }
+    }
+}
+
+async fn round(context: &Arc<Context>, state: &Arc<State>, memory: &mut Memory) -> io::Result<()> {
+    let view = context.registry.view().borrow().clone();
+    let draining = *context.draining.borrow();
+    create(context, state).await?;
+    initialize(context, state, memory).await;
+    change(context, state, memory);
+    if !draining {
+        balance(context, state, &view, memory);
+    }
+    if context.registry.acting() {
+        replan(context, state, &view, memory);
+    }
+    delete(context, state).await
+}
+
+/// Where a node's replica of a row is, if it has one: in `replicas` or in `target`.
+fn replica_of(row: &ShardRecord, node: NodeId) -> Option<u64> {
+    row.replicas.iter().chain(&row.target).find(|replica| replica.node == node.0).map(|replica| replica.replica_id)
+}
+
+/// Makes the replicas that this node should have.
+async fn create(context: &Arc<Context>, state: &State) -> io::Result<()> {
+    let seat = state.registry_seats().find(|(node, _)| *node == context.me).map(|(_, replica)| replica);
+    if let Some(replica) = seat {
+        ensure(context, RaftGroup::REGISTRY, replica).await?;
+    }
+    for row in state.shards() {
+        if let Some(replica) = replica_of(row, context.me) {
+            ensure(context, RaftGroup::of(ShardId(row.shard)), replica).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn ensure(context: &Arc<Context>, id: RaftGroup, replica: u64) -> io::Result<()> {
+    match context.group(id) {
+        Some(_) => Ok(()),
+        // Its data failed a check: it must not vote. A new replica id takes its place.
+        None if context.fenced(id).is_some() => Ok(()),
+        None => context.create_group(id, replica).await.map(drop),
+    }
+}
+
+/// Gives new groups their first membership.
+async fn initialize(context: &Arc<Context>, state: &State, memory: &mut Memory) {
+    for row in state.shards().filter(|row| row.replicas.iter().any(|replica| replica.node == context.me.0)) {
+        let id = RaftGroup::of(ShardId(row.shard));
+        let Some(group) = context.group(id) else { continue };
+        if !group.replicas().is_empty() || group.initialized().await {
+            memory.waiting.remove(&id);
+            continue;
+        }
+        let since = *memory.waiting.entry(id).or_insert_with(Instant::now);
+        if row.preferred != context.me.0 && since.elapsed() < FIRST_MEMBERSHIP_AFTER {
+            continue;
+        }
+        let voters = nodes_of(&row.replicas);
+        if let Err(error) = group.initialize(&voters).await {
+            tracing::warn!(group = %id, %error, "the group's first membership was not taken");
+        }
+    }
+}
+
+fn nodes_of(replicas: &[ReplicaRecord]) -> BTreeMap<u64, NodeId> {
+    replicas.iter().map(|replica| (replica.replica_id, NodeId(replica.node))).collect()
+}
+
+/// Moves the memberships of the groups that this node leads towards the table, a step at a time.
+fn change(context: &Arc<Context>, state: &Arc<State>, memory: &Memory) {
+    for group in context.groups() {
+        if !group.leadership().borrow().acting {
+            continue;
+        }
+        let wanted = match group.id().shard() {
+            None => state.registry_seats().map(|(node, replica)| (replica, node)).collect(),
+            Some(shard) => match state.shard(shard) {
+                Some(row) if !row.target.is_empty() => nodes_of(&row.target),
+                Some(row) => nodes_of(&row.replicas),
+                None => continue,
+            },
+        };
+        let moved = group.id().shard().filter(|shard| state.shard(*shard).is_some_and(|row| !row.target.is_empty()));
+        let present: BTreeMap<u64, NodeId> = group.replicas();
+        if wanted.is_empty() || (present == wanted && group.voters() == wanted && moved.is_none()) {
+            continue;
+        }
+        let id = group.id();
+        if !memory.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(id) {
+            continue;
+        }
+        let (context, busy) = (context.clone(), memory.busy.clone());
+        context.tasks.clone().spawn("replica move", async move {
+            if let Err(error) = step(&context, &group, &wanted, moved).await {
+                tracing::warn!(group = %id, %error, "a step of a replica move failed; it is tried again");
+            }
+            busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        });
+    }
+}
+
+/// One step: learners in, then the voters changed once they have caught up, then the table told.
+async fn step(
+    context: &Arc<Context>,
+    group: &Group,
+    wanted: &BTreeMap<u64, NodeId>,
+    moved: Option<ShardId>,
+) -> io::Result<()> {
+    if !group.settled() {
+        return Ok(());
+    }
+    let present = group.replicas();
+    if let Some((replica, node)) = wanted.iter().find(|(replica, _)| !present.contains_key(replica)) {
+        tracing::info!(group = %group.id(), replica, %node, "adds a replica");
+        return group.add_learner(*replica, *node).await;
+    }
+    let voters: BTreeSet<u64> = group.voters().into_keys().collect();
+    let target: BTreeSet<u64> = wanted.keys().copied().collect();
+    if voters != target {
+        if !target.difference(&voters).all(|replica| group.caught_up(*replica)) {
+            return Ok(());
+        }
+        tracing::info!(group = %group.id(), from = ?voters, to = ?target, "changes the voters");
+        return group.change_voters(target).await;
+    }
+    let idle: BTreeSet<u64> = present.into_keys().filter(|replica| !target.contains(replica)).collect();
+    if !idle.is_empty() {
+        return group.drop_learners(idle).await;
+    }
+    if let Some(shard) = moved {
+        let moved = ShardMoved { shard: shard.0, replica_ids: target.into_iter().collect() };
+        propose(context, Command::ShardMoved(moved)).await;
+    }
+    Ok(())
+}
+
+async fn propose(context: &Context, command: Command) {
+    let command = RegistryCommand { level: FEATURE_LEVEL, command: Some(command) };
+    if let Err(refused) = context.registry.propose(command, PROPOSE_PATIENCE).await {
+        tracing::info!(reason = refused.message, "the registry did not take a change of the shard table");
+    }
+}
+
+/// Hands shards to the nodes that should lead them, a few at a time.
+fn balance(context: &Arc<Context>, state: &State, view: &ClusterView, memory: &mut Memory) {
+    let now = Instant::now();
+    let mut handed = 0;
+    for group in context.groups() {
+        let Some(shard) = group.id().shard().filter(|_| group.leadership().borrow().acting) else { continue };
+        let Some(row) = state.shard(shard).filter(|row| row.target.is_empty()) else { continue };
+        let preferred = NodeId(row.preferred);
+        if preferred == context.me || !view.usable(preferred) || handed >= HANDED_PER_ROUND {
+            continue;
+        }
+        let replica = group.voters().into_iter().find(|(_, node)| *node == preferred).map(|(replica, _)| replica);
+        let ready = replica.is_some_and(|replica| group.caught_up(replica));
+        if !ready || memory.handed.get(&shard).is_some_and(|again| *again > now) {
+            continue;
+        }
+        handed += 1;
+        memory.handed.insert(shard, now + HAND_AGAIN_AFTER);
+        context.tasks.spawn("shard hand-over", async move {
+            if let Err(error) = group.transfer(preferred).await {
+                tracing::info!(%shard, to = %preferred, %error, "the shard was not handed over");
+            }
+        });
+    }
+}
+
+/// For a planned stop: gives a leadership to a peer that is up and has the log, the preferred one first.
+pub(super) async fn hand_over(context: &Arc<Context>, group: Group, deadline: Instant) {
+    while group.leadership().borrow().acting && Instant::now() < deadline {
+        let view = context.registry.view().borrow().clone();
+        let preferred = group.id().shard().and_then(|shard| view.registry.shard(shard).map(|row| row.preferred));
+        let mut heirs: Vec<NodeId> = group
+            .voters()
+            .into_iter()
+            .filter(|(replica, node)| *node != context.me && view.usable(*node) && group.caught_up(*replica))
+            .map(|(_, node)| node)
+            .collect();
+        heirs.sort_by_key(|node| (Some(node.0) != preferred, *node));
+        let Some(heir) = heirs.first() else { return };
+        match timeout_at(deadline, group.transfer(*heir)).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => tracing::info!(group = %group.id(), to = %heir, %error, "not handed over yet"),
+            Err(_) => return,
+        }
+    }
+}
+
+/// At the registry's leader: plans the table when it is not formed, or nodes came or are gone for good.
+fn replan(context: &Arc<Context>, state: &Arc<State>, view: &ClusterView, memory: &mut Memory) {
+    let now = Instant::now();
+    let gone = |node: &NodeRecord, memory: &mut Memory| {
+        let id = NodeId(node.id);
+        let up = id == context.me
+            || view.members.get(&id).is_some_and(|m| matches!(m.state, MemberState::Alive | MemberState::Suspect));
+        if up {
+            memory.down.remove(&id);
+            return false;
+        }
+        let since = *memory.down.entry(id).or_insert(now);
+        now.duration_since(since) > context.config.forget_after
+    };
+    let formed = state.shards().next().is_some();
+    let candidates: Vec<Candidate> = state
+        .nodes()
+        .filter(|node| !gone(node, memory))
+        .map(|node| Candidate {
+            id: NodeId(node.id),
+            zone: node.zone.clone(),
+            weight: node.weight.max(1),
+            available: true,
+        })
+        .collect();
+    // The first plan waits until every founder is there: all its groups need a majority at once.
+    let absent = candidates.iter().any(|candidate| memory.down.contains_key(&candidate.id));
+    if candidates.is_empty() || (!formed && absent) {
+        return;
+    }
+    let shards = plan(state.shards(), &candidates, state.shards_total(), state.replication());
+    if shards.is_empty() {
+        return;
+    }
+    let busy = memory.busy.clone();
+    // The registry's own mark stands for the plan: one at a time.
+    let mark = RaftGroup(u64::MAX);
+    if !busy.lock().unwrap_or_else(PoisonError::into_inner).insert(mark) {
+        return;
+    }
+    tracing::info!(rows = shards.len(), "plans the shard table");
+    let command = Command::PlanShards(PlanShards { base_version: state.shards_version(), shards });
+    let context = context.clone();
+    context.tasks.clone().spawn("shard plan", async move {
+        propose(&context, command).await;
+        busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&mark);
+    });
+}
+
+/// Removes replicas that the table no longer has here. A copy of the table may be old, so it is read anew.
+async fn delete(context: &Arc<Context>, state: &State) -> io::Result<()> {
+    let stale = |state: &State, group: &Group| match group.id().shard() {
+        None => {
+            let seat = state.registry_seats().find(|(node, _)| *node == context.me);
+            seat.is_none_or(|(_, replica)| replica != group.replica().0)
+        }
+        Some(shard) => state
+            .shard(shard)
+            .is_some_and(|row| replica_of(row, context.me).is_none_or(|replica| replica != group.replica().0)),
+    };
+    let doubtful: Vec<Group> = context.groups().into_iter().filter(|group| stale(state, group)).collect();
+    if doubtful.is_empty() {
+        return Ok(());
+    }
+    let Ok(state) = context.registry.read(PROPOSE_PATIENCE).await else { return Ok(()) };
+    for group in doubtful.into_iter().filter(|group| stale(&state, group)) {
+        // As long as its own group counts it in, it stays: the move is not over.
+        let counted = group.voters().get(&group.replica().0) == Some(&context.me) && group.leadership().borrow().acting;
+        if counted {
+            continue;
+        }
+        tracing::info!(group = %group.id(), replica = %group.replica(), "removes a replica that has moved away");
+        context.delete_group(group.id()).await?;
+    }
+    Ok(())
+}
