@@ -1,1 +1,32 @@
-fn main() {}
+//! End-to-end checks: real processes, real sockets, real disks, kill -9.
+//!
+//! Each check prints one JSON line at its end and exits with 1 if it failed. `--break NAME` spoils its input; a
+//! check that passes then is itself broken.
+
+mod cluster;
+mod flights;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "End-to-end checks of Weft")]
+struct Args {
+    #[command(subcommand)]
+    check: Check,
+}
+
+#[derive(Subcommand)]
+enum Check {
+    /// 336,776 events through three nodes, two of which are killed on the way.
+    Flights(flights::Args),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match Args::parse().check {
+        Check::Flights(args) => flights::run(args).await.print(),
+    }
+}

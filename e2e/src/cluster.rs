@@ -1,0 +1,199 @@
+//! A cluster of `weft start` processes on loopback.
+
+use std::fs::{self, File, OpenOptions};
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tempfile::TempDir;
+use weft_sdk::Client;
+
+/// How long a cluster may take to become healthy.
+const HEALTHY_MAX: Duration = Duration::from_secs(60);
+
+/// The processes and their folders; dropped, all are killed and, unless kept, the folders removed.
+pub(crate) struct Cluster {
+    nodes: Vec<Node>,
+    dir: TempDir,
+}
+
+/// One node: what it takes to start it, again and again.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    /// Where clients connect.
+    pub(crate) listen: String,
+    peer: String,
+    admin: String,
+    process: Option<Child>,
+}
+
+impl Cluster {
+    /// Makes a CA and `count` nodes, starts them and waits until the cluster is healthy.
+    pub(crate) async fn start(count: usize) -> Result<Cluster> {
+        let dir = TempDir::with_prefix("weft-e2e-").context("make a folder for the nodes")?;
+        let mut ports = free_ports(3 * count)?.into_iter().map(|port| format!("127.0.0.1:{port}"));
+        let mut address = || ports.next().context("a free port");
+        let mut nodes = Vec::new();
+        for number in 1..=count {
+            let name = format!("n{number}");
+            nodes.push(Node { name, listen: address()?, peer: address()?, admin: address()?, process: None });
+        }
+        let mut cluster = Cluster { nodes, dir };
+        cluster.make_certificates()?;
+        for index in 0..count {
+            cluster.start_node(index)?;
+        }
+        cluster.wait_healthy(HEALTHY_MAX).await?;
+        Ok(cluster)
+    }
+
+    fn make_certificates(&self) -> Result<()> {
+        let folder = self.dir.path().join("ca");
+        let folder = folder.to_str().context("a folder with a plain name")?;
+        weft(&["ca", "init", "--dir", folder])?;
+        for node in &self.nodes {
+            weft(&["ca", "issue", &node.name, "--dir", folder, "--ip", "127.0.0.1"])?;
+        }
+        Ok(())
+    }
+
+    /// Starts (or starts again) a node.
+    pub(crate) fn start_node(&mut self, index: usize) -> Result<()> {
+        let root = self.dir.path();
+        let expect = self.nodes.len().to_string();
+        let seeds: Vec<String> = self.nodes.iter().map(|node| node.peer.clone()).collect();
+        let node = &mut self.nodes[index];
+        let log = OpenOptions::new().create(true).append(true).open(root.join(format!("{}.log", node.name)))?;
+        let mut command = Command::new(binary()?);
+        command.args(["start", "--name", &node.name]).arg("--dir").arg(root.join(&node.name));
+        command.args(["--listen", &node.listen, "--peer-listen", &node.peer, "--admin-listen", &node.admin]);
+        for (other, seed) in seeds.iter().enumerate() {
+            if other != index {
+                command.args(["--seed", seed]);
+            }
+        }
+        command.args(["--bootstrap-expect", &expect]);
+        command.arg("--ca-cert").arg(root.join("ca/ca.pem"));
+        command.arg("--cert").arg(root.join(format!("ca/{}.pem", node.name)));
+        command.arg("--key").arg(root.join(format!("ca/{}.key", node.name)));
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        node.process = Some(command.spawn().context("start a node")?);
+        Ok(())
+    }
+
+    /// kill -9.
+    pub(crate) fn kill(&mut self, index: usize) -> Result<()> {
+        if let Some(mut process) = self.nodes[index].process.take() {
+            process.kill().context("kill a node")?;
+            process.wait().context("reap a node")?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a live node says that every shard has an owner and every replica is caught up.
+    pub(crate) async fn wait_healthy(&mut self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        let mut last = String::from("no node has answered");
+        while Instant::now() < deadline {
+            self.check_alive()?;
+            match self.healthy().await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => last = error.to_string(),
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        bail!("the cluster was not healthy after {patience:?}: {last}")
+    }
+
+    /// Whether every live node sees all live nodes, and the cluster as healthy.
+    async fn healthy(&self) -> Result<bool> {
+        let alive: Vec<&Node> = self.nodes.iter().filter(|node| node.process.is_some()).collect();
+        for node in &alive {
+            let client = Client::builder().servers([&node.listen]).patience(Duration::from_secs(1)).connect().await?;
+            let status = client.cluster().status().await?;
+            if !status.healthy || status.members_alive as usize != alive.len() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// An error with the end of the log if a node that should run has ended.
+    pub(crate) fn check_alive(&mut self) -> Result<()> {
+        let root = self.dir.path().to_owned();
+        for node in &mut self.nodes {
+            let ended = node.process.as_mut().map(|process| process.try_wait()).transpose()?.flatten();
+            if let Some(status) = ended {
+                let log = fs::read_to_string(root.join(format!("{}.log", node.name))).unwrap_or_default();
+                bail!("{} has ended with {status}; its last lines:\n{}", node.name, last_lines(&log, 15));
+            }
+        }
+        Ok(())
+    }
+
+    /// Where clients connect, in the order of the nodes' numbers.
+    pub(crate) fn addresses(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.listen.clone()).collect()
+    }
+
+    /// Leaves the folders in place and says where they are.
+    pub(crate) fn keep(&mut self) -> PathBuf {
+        self.dir.disable_cleanup(true);
+        self.dir.path().to_owned()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for index in 0..self.nodes.len() {
+            let _ = self.kill(index);
+        }
+    }
+}
+
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// Ports that are free for TCP and UDP at the moment.
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let mut held: Vec<(TcpListener, UdpSocket)> = Vec::new();
+    while held.len() < count {
+        let tcp = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
+        if let Ok(udp) = UdpSocket::bind(tcp.local_addr()?) {
+            held.push((tcp, udp));
+        }
+    }
+    held.iter().map(|(tcp, _)| Ok(tcp.local_addr()?.port())).collect()
+}
+
+/// The `weft` executable beside this one.
+fn binary() -> Result<PathBuf> {
+    let path = std::env::current_exe().context("find this executable")?.with_file_name("weft");
+    if !path.exists() {
+        bail!("{} is missing: run `cargo build --workspace --bins`", path.display());
+    }
+    Ok(path)
+}
+
+/// Runs `weft` and returns what it printed.
+///
+/// # Errors
+/// With what it said on stderr if it exits with another code than 0.
+pub(crate) fn weft(args: &[&str]) -> Result<String> {
+    let output = Command::new(binary()?).args(args).output().context("start weft")?;
+    if !output.status.success() {
+        bail!("weft {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    String::from_utf8(output.stdout).context("weft prints UTF-8")
+}
+
+/// Opens a file of the repository, seen from its root.
+pub(crate) fn repository_file(path: &str) -> Result<File> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("e2e is a folder of the repository")?;
+    File::open(root.join(path)).with_context(|| format!("open {path}"))
+}
