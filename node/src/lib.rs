@@ -2,6 +2,5 @@
 
 pub mod config;
 pub mod drivers;
-pub mod gateways;
 pub mod host;
 pub mod wire;

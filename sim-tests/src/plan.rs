@@ -1,0 +1,161 @@
+//! What a seed stands for: the size of the cluster and every fault, with its time.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng};
+
+/// How long faults go on, at least.
+const STORM: Duration = Duration::from_secs(15);
+
+/// A whole run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// All randomness comes from it.
+    pub seed: u64,
+    /// 3 to 7.
+    pub nodes: usize,
+    /// Shards of the cluster.
+    pub shards: u32,
+    /// Partitions of the workload's topic.
+    pub partitions: u32,
+    /// When (after the cluster is up), what.
+    pub faults: Vec<(Duration, Fault)>,
+    /// How long the workload goes on after the cluster is up.
+    pub storm: Duration,
+    /// Syncs of all disks say yes and do nothing.
+    pub disks_lie: bool,
+}
+
+/// Something that goes wrong. Nodes are numbered from 0.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fault {
+    /// The power of some nodes fails at one moment; they come back after `away`.
+    PowerLoss { nodes: Vec<usize>, away: Duration },
+    /// A process is killed; the page cache survives.
+    Kill { node: usize, away: Duration },
+    /// All messages from and to a node are held and delivered at the end, as if it had stood still.
+    Pause { node: usize, lasts: Duration },
+    /// Nodes on one side do not hear those of the other. With `clients`, they are on the other side.
+    Partition { side: Vec<usize>, clients: bool, lasts: Duration },
+    /// What `from` sends to the other nodes is lost; it hears them.
+    OneWay { from: usize, lasts: Duration },
+    /// Every node loses, and doubles, some datagrams.
+    Loss { lost_per_mille: u32, doubled_per_mille: u32, lasts: Duration },
+    /// Messages take up to this long.
+    Delay { up_to: Duration, lasts: Duration },
+    /// One bit of a file of the journal or of a segment flips, while the process is down.
+    BitFlip { node: usize, dice: u64 },
+    /// Work on a disk does not return.
+    HungDisk { node: usize, lasts: Duration },
+    /// A node's wall clock jumps.
+    Clock { node: usize, by_ms: i64 },
+}
+
+impl Fault {
+    /// How long the network must be left alone after it begins.
+    fn lasts(&self) -> Duration {
+        match self {
+            Fault::PowerLoss { away, .. } | Fault::Kill { away, .. } => *away,
+            Fault::Pause { lasts, .. }
+            | Fault::Partition { lasts, .. }
+            | Fault::OneWay { lasts, .. }
+            | Fault::Loss { lasts, .. }
+            | Fault::Delay { lasts, .. }
+            | Fault::HungDisk { lasts, .. } => *lasts,
+            Fault::BitFlip { .. } => Duration::from_secs(1),
+            Fault::Clock { .. } => Duration::ZERO,
+        }
+    }
+}
+
+/// A year in milliseconds.
+const YEAR_MS: i64 = 365 * 24 * 3600 * 1000;
+
+impl Plan {
+    /// The run of a seed.
+    pub fn of(seed: u64) -> Plan {
+        let mut dice = StdRng::seed_from_u64(seed ^ 0x5EED);
+        let nodes = [3, 3, 3, 4, 5, 5, 7][dice.random_range(0..if seed % 5 == 4 { 7 } else { 3 })];
+        let mut plan = Plan {
+            seed,
+            nodes,
+            shards: [4, 8][dice.random_range(0..2)],
+            partitions: dice.random_range(2..=6),
+            faults: Vec::new(),
+            storm: STORM,
+            disks_lie: false,
+        };
+        plan.draw_faults(&mut dice);
+        plan
+    }
+
+    /// A run without faults.
+    pub fn calm(seed: u64) -> Plan {
+        Plan {
+            seed,
+            nodes: 3,
+            shards: 4,
+            partitions: 3,
+            faults: Vec::new(),
+            storm: Duration::from_secs(5),
+            disks_lie: false,
+        }
+    }
+
+    fn draw_faults(&mut self, dice: &mut StdRng) {
+        let mut at = Duration::from_millis(dice.random_range(500..2_000));
+        // A node whose disk has rotted counts as lost: only one, and no more power losses of others' disks matter
+        // to it, since theirs survive.
+        let mut rotted = false;
+        while at < STORM {
+            let fault = self.draw(dice, &mut rotted);
+            let next = fault.lasts();
+            self.faults.push((at, fault));
+            // Mostly one after the other, now and then a second one into the first.
+            at += if dice.random_bool(0.25) { next / 3 } else { next };
+            at += Duration::from_millis(dice.random_range(100..2_500));
+        }
+        self.storm = self.storm.max(at);
+    }
+
+    fn draw(&self, dice: &mut StdRng, rotted: &mut bool) -> Fault {
+        let node = dice.random_range(0..self.nodes);
+        let ms = |dice: &mut StdRng, from, to| Duration::from_millis(dice.random_range(from..to));
+        match dice.random_range(0..20) {
+            0..3 => Fault::Kill { node, away: ms(dice, 100, 4_000) },
+            3..5 => Fault::PowerLoss { nodes: vec![node], away: ms(dice, 100, 4_000) },
+            5 => Fault::PowerLoss { nodes: self.some(dice, 2), away: ms(dice, 100, 3_000) },
+            6 => Fault::PowerLoss { nodes: (0..self.nodes).collect(), away: ms(dice, 100, 1_000) },
+            7..9 => Fault::Pause { node, lasts: ms(dice, 200, 4_000) },
+            9..12 => {
+                let side = self.some(dice, 1 + self.nodes / 3);
+                Fault::Partition { side, clients: dice.random_bool(0.5), lasts: ms(dice, 500, 5_000) }
+            }
+            12..14 => Fault::OneWay { from: node, lasts: ms(dice, 500, 4_000) },
+            14..16 => Fault::Loss {
+                lost_per_mille: dice.random_range(10..200),
+                doubled_per_mille: dice.random_range(0..100),
+                lasts: ms(dice, 500, 4_000),
+            },
+            16 => Fault::Delay { up_to: ms(dice, 20, 300), lasts: ms(dice, 500, 4_000) },
+            17 if !*rotted => {
+                *rotted = true;
+                Fault::BitFlip { node, dice: dice.random() }
+            }
+            18 => Fault::HungDisk { node, lasts: ms(dice, 300, 5_000) },
+            _ => Fault::Clock { node, by_ms: [YEAR_MS, -YEAR_MS, 5_000, -5_000][dice.random_range(0..4)] },
+        }
+    }
+
+    fn some(&self, dice: &mut StdRng, most: usize) -> Vec<usize> {
+        let count = dice.random_range(1..=most.min(self.nodes - 1));
+        let mut nodes: Vec<usize> = (0..self.nodes).collect();
+        (0..count).map(|_| nodes.remove(dice.random_range(0..nodes.len()))).collect()
+    }
+
+    /// Whether a node's disk has rotted in this run: it may end fenced.
+    pub fn rots(&self, node: usize) -> bool {
+        self.faults.iter().any(|(_, fault)| matches!(fault, Fault::BitFlip { node: hit, .. } if *hit == node))
+    }
+}
