@@ -8,7 +8,6 @@ use proptest::prelude::*;
 use super::*;
 
 const ACK_DEADLINE: Duration = Duration::from_secs(10);
-const LOOKAHEAD: usize = 12;
 const PARTITIONS: u32 = 2;
 
 #[derive(Clone, Debug)]
@@ -51,6 +50,7 @@ struct Model {
     dispatcher: Dispatcher,
     now: Instant,
     epoch: u64,
+    lookahead: usize,
     /// Key of each event.
     logs: Vec<Vec<u64>>,
     cursors: Vec<Cursor>,
@@ -67,11 +67,12 @@ struct Model {
 }
 
 impl Model {
-    fn new(now: Instant) -> Model {
+    fn new(now: Instant, lookahead: usize) -> Model {
         let mut model = Model {
             dispatcher: Dispatcher::new(Epoch(0), Config::default(), 0),
             now,
             epoch: 0,
+            lookahead,
             logs: vec![Vec::new(); PARTITIONS as usize],
             cursors: vec![Cursor::default(); PARTITIONS as usize],
             wanted: BTreeMap::new(),
@@ -88,7 +89,7 @@ impl Model {
 
     fn new_epoch(&mut self) {
         self.epoch += 1;
-        let config = Config { ack_deadline: ACK_DEADLINE, lookahead_events: LOOKAHEAD, ..Config::default() };
+        let config = Config { ack_deadline: ACK_DEADLINE, lookahead_events: self.lookahead, ..Config::default() };
         self.dispatcher = Dispatcher::new(Epoch(self.epoch), config, self.epoch);
         self.wanted.clear();
         self.proposed.clear();
@@ -142,7 +143,7 @@ impl Model {
             }
         }
         let looked_at = self.dispatcher.looked_at();
-        assert!(looked_at <= LOOKAHEAD * PARTITIONS as usize, "memory is bounded, {looked_at} events");
+        assert!(looked_at <= self.lookahead * PARTITIONS as usize, "memory is bounded, {looked_at} events");
         assert_eq!(self.dispatcher.in_flight(), self.in_flight.len());
         self.feed();
     }
@@ -297,9 +298,9 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn promises_hold(steps in proptest::collection::vec(step(), 1..120)) {
+    fn promises_hold(lookahead in 1..20usize, steps in proptest::collection::vec(step(), 1..120)) {
         #[expect(clippy::disallowed_methods, reason = "the only way to have an instant at all; it is not looked at")]
-        let mut model = Model::new(Instant::now());
+        let mut model = Model::new(Instant::now(), lookahead);
         for step in steps {
             model.step(step);
         }

@@ -18,22 +18,6 @@ pub struct ApplyError {
     pub error: BatchError,
 }
 
-/// Checks all that can be checked of foreign bytes before they are proposed: header, table, both CRCs, and that
-/// the packer meant this partition, if it said so. One pass, nothing is decoded.
-///
-/// # Errors
-/// `TOO_LARGE` or `INVALID_ARGUMENT`, with the reason.
-pub fn check(partition: PartitionId, packed: Bytes) -> Result<Batch, Refusal> {
-    let batch = read(packed).map_err(|error| Refusal::new(code(&error), error.to_string()))?;
-    let header = batch.header();
-    if header.topic != 0 && (header.topic, header.partition) != (partition.topic.0, partition.index) {
-        let meant = PartitionId { topic: TopicId(header.topic), index: header.partition };
-        let message = format!("the batch was packed for partition {meant}, not {partition}");
-        return Err(Refusal::new(ErrorCode::InvalidArgument, message));
-    }
-    Ok(batch)
-}
-
 pub(super) fn check_all(appends: Vec<Append>) -> Result<Vec<(PartitionId, Batch)>, ApplyError> {
     let read = |(index, append): (usize, Append)| {
         let partition = PartitionId { topic: TopicId(append.topic), index: append.partition };
@@ -49,21 +33,12 @@ fn read(packed: Bytes) -> Result<Batch, BatchError> {
     Ok(batch)
 }
 
-fn code(error: &BatchError) -> ErrorCode {
-    match error {
-        BatchError::TooLarge { .. } | BatchError::EventTooLarge { .. } | BatchError::TooManyEvents { .. } => {
-            ErrorCode::TooLarge
-        }
-        _ => ErrorCode::InvalidArgument,
-    }
-}
-
 impl State {
-    /// Whether a batch could be stored as things are, but for its sequence: the owner asks before it proposes.
+    /// Whether a batch could be stored as things are, but for its sequence.
     ///
     /// # Errors
     /// `UNKNOWN_PARTITION` or `TOO_LARGE`.
-    pub fn admit(&self, id: PartitionId, batch: &Batch) -> Result<(), Refusal> {
+    fn admit(&self, id: PartitionId, batch: &Batch) -> Result<(), Refusal> {
         let partition = self.partitions.get(&id).ok_or_else(|| Refusal::unknown_partition(id))?;
         let (bytes, max) = (batch.record_bytes_max(), partition.event_bytes_max());
         if bytes > max {

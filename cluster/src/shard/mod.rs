@@ -8,7 +8,6 @@ mod cursor;
 mod outcome;
 mod partition;
 mod producers;
-pub mod proposal;
 mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use weft_proto::internal::v1::{AckCommand, DropGroup, PutGroup, PutPartition, ShardEntry, StoredMembership};
 use weft_proto::v1::ErrorCode;
 
-pub use append::{ApplyError, check};
+pub use append::ApplyError;
 pub use cursor::{CURSOR_RANGES_MAX, Cursor};
 pub use outcome::{AppendResult, Outcome, Refusal, Stored};
 pub use partition::{EVENT_BYTES_MAX_DEFAULT, Group, Partition};
