@@ -2,5 +2,6 @@
 
 pub mod config;
 pub mod drivers;
+pub mod gateways;
 pub mod host;
 pub mod wire;

@@ -45,6 +45,9 @@ impl Config {
         self.check_founding()?;
         self.link.check().map_err(told)?;
         self.gossip.check().map_err(told)?;
+        self.shards.check().map_err(told)?;
+        self.forward.check().map_err(told)?;
+        self.check_storage()?;
         self.check_api()
     }
 
@@ -109,6 +112,31 @@ impl Config {
         Ok(())
     }
 
+    fn check_storage(&self) -> Result<(), ConfigError> {
+        let storage = &self.storage;
+        let size = 64 << 10..=1u64 << 40;
+        for (key, value) in [
+            ("storage.journal_slot_bytes", storage.journal_slot_bytes),
+            ("storage.checkpoint_bytes", storage.checkpoint_bytes),
+            ("storage.segment_bytes", storage.segment_bytes),
+        ] {
+            if !size.contains(&value.as_u64()) {
+                return wrong(key, format!("is {value}, but must be 64 KiB to 1 TiB"));
+            }
+        }
+        if !(1..=65_536).contains(&storage.journal_slots) {
+            return wrong("storage.journal_slots", format!("is {}, but must be 1 to 65,536", storage.journal_slots));
+        }
+        for (key, value) in
+            [("storage.checkpoint_interval", storage.checkpoint_interval), ("storage.hang_after", storage.hang_after)]
+        {
+            if value.is_zero() {
+                return wrong(key, "is 0, but must be longer");
+            }
+        }
+        Ok(())
+    }
+
     fn check_api(&self) -> Result<(), ConfigError> {
         let api = &self.api;
         let window = 64 << 10..=1u64 << 30;
@@ -125,15 +153,17 @@ impl Config {
         if api.connection_window < api.stream_window {
             return wrong("api.connection_window", "must be at least api.stream_window");
         }
-        for (key, value) in
-            [("api.connections_max", api.connections_max), ("api.streams_max", api.streams_max as usize)]
-        {
+        for (key, value) in [("api.connections_max", api.connections_max), ("api.streams_max", api.streams_max)] {
             if value == 0 {
                 return wrong(key, "is 0, but must be at least 1");
             }
         }
-        if api.keep_alive.is_zero() {
-            return wrong("api.keep_alive", "is 0, but must be longer, for example 10s");
+        for (key, value) in
+            [("api.keepalive_interval", api.keepalive_interval), ("api.keepalive_timeout", api.keepalive_timeout)]
+        {
+            if value.is_zero() {
+                return wrong(key, "is 0, but must be longer, for example 10s");
+            }
         }
         Ok(())
     }

@@ -10,11 +10,15 @@ use serde::{Deserialize, Serialize};
 
 pub use check::ConfigError;
 pub use load::{Sources, load};
-pub use sections::{ApiConfig, LogConfig, LogFormat, NodeConfig, TlsConfig};
+pub use sections::{LogConfig, LogFormat, NodeConfig, TlsConfig};
 
+use crate::drivers::forward::ForwardConfig;
 use crate::drivers::gossip::GossipConfig;
 use crate::drivers::link::LinkConfig;
 use crate::drivers::raft::RaftConfig;
+use crate::drivers::shard::ShardConfig;
+use crate::drivers::storage::StorageConfig;
+use crate::gateways::door::ApiConfig;
 
 /// All settings of a node.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -24,7 +28,7 @@ pub struct Config {
     pub node: NodeConfig,
     /// Its certificates: links use mTLS always.
     pub tls: TlsConfig,
-    /// The doors for clients and operators.
+    /// The door for clients.
     pub api: ApiConfig,
     /// The links between nodes.
     pub link: LinkConfig,
@@ -32,6 +36,12 @@ pub struct Config {
     pub gossip: GossipConfig,
     /// The Raft groups: registry and shards.
     pub raft: RaftConfig,
+    /// The journal, the segments and their checkpoints.
+    pub storage: StorageConfig,
+    /// The owner's side of partitions.
+    pub shards: ShardConfig,
+    /// The way of publishes and deliveries to owners.
+    pub forward: ForwardConfig,
     /// What is logged, and how.
     pub log: LogConfig,
 }

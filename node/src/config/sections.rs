@@ -4,7 +4,6 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// `[node]`: who this node is and where it listens.
@@ -83,38 +82,6 @@ pub struct TlsConfig {
 impl Default for TlsConfig {
     fn default() -> Self {
         TlsConfig { ca: "/etc/weft/ca.pem".into(), cert: "/etc/weft/node.pem".into(), key: "/etc/weft/node.key".into() }
-    }
-}
-
-/// `[api]`: the doors for clients.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ApiConfig {
-    /// Connections at a time; more are closed at once.
-    pub connections_max: usize,
-    /// Streams that one connection may have open.
-    pub streams_max: u32,
-    /// Bytes that a client may send on one stream before the node has read them.
-    pub stream_window: ByteSize,
-    /// Bytes that a client may send on one connection before the node has read them.
-    pub connection_window: ByteSize,
-    /// Bytes of the largest message accepted.
-    pub message_bytes_max: ByteSize,
-    /// Time between pings to a client; one that does not answer for as long again is cut off.
-    #[serde(with = "humantime_serde")]
-    pub keep_alive: Duration,
-}
-
-impl Default for ApiConfig {
-    fn default() -> Self {
-        ApiConfig {
-            connections_max: 10_000,
-            streams_max: 1_000,
-            stream_window: ByteSize::mib(4),
-            connection_window: ByteSize::mib(8),
-            message_bytes_max: ByteSize::mib(16),
-            keep_alive: Duration::from_secs(10),
-        }
     }
 }
 

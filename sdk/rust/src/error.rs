@@ -72,11 +72,6 @@ impl Error {
         short(self.retry().as_str_name(), "RETRY_")
     }
 
-    /// True if another node, or this one a little later, may do better.
-    pub(crate) fn transient(&self) -> bool {
-        self.retry() != Retry::Never
-    }
-
     pub(crate) fn invalid(message: impl Into<Arc<str>>) -> Error {
         Error::Invalid(message.into())
     }

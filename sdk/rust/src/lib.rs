@@ -36,8 +36,8 @@ pub use client::{Builder, Client};
 pub use cluster::Cluster;
 pub use connect::{Connector, Io};
 pub use error::{Error, ErrorCode, Retry};
-pub use producer::{Pending, Producer, ProducerBuilder, Published};
-pub use subscriber::{Consumer, Delivery, Handle, Observed, Observer, StartAt, SubscriberBuilder};
+pub use producer::{EventReceipt, Pending, Producer, ProducerBuilder, Published};
+pub use subscriber::{Consumer, Delivery, Handle, Observed, ObservedBatch, Observer, StartAt, SubscriberBuilder};
 pub use topics::Topics;
 pub use weft_proto::v1::{
     Ack, ClusterStatus, Event, GroupDescription, Member, MemberState, PartitionDescription, Receipt, Shard, Topic,

@@ -1,9 +1,16 @@
 //! Subscribers: observers see every event, consumers share a durable group's events and ack them.
 
+mod consumer;
+mod courier;
+mod group;
+mod observer;
+
 use std::time::Duration;
 
-use bytes::Bytes;
-use weft_proto::v1::{Event, Topic};
+use weft_proto::v1::{self, SubscribeOpen};
+
+pub use consumer::{Consumer, Delivery, Handle};
+pub use observer::{Observed, ObservedBatch, Observer};
 
 use crate::client::Client;
 use crate::error::Error;
@@ -27,21 +34,15 @@ pub struct SubscriberBuilder {
     start: Option<StartAt>,
     partition: Option<u32>,
     until_end: bool,
-    credit: u64,
+    credit: Option<u64>,
     ack_deadline: Duration,
 }
 
 impl SubscriberBuilder {
     pub(crate) fn new(client: Client, topic: &str) -> SubscriberBuilder {
-        SubscriberBuilder {
-            client,
-            topic: topic.to_owned(),
-            start: None,
-            partition: None,
-            until_end: false,
-            credit: 0,
-            ack_deadline: Duration::ZERO,
-        }
+        let topic = topic.to_owned();
+        let (start, partition, until_end, credit) = (None, None, false, None);
+        SubscriberBuilder { client, topic, start, partition, until_end, credit, ack_deadline: Duration::ZERO }
     }
 
     /// Where to begin. Default: observers `Now`; groups `Earliest`, and only when the group is new.
@@ -62,9 +63,9 @@ impl SubscriberBuilder {
         self
     }
 
-    /// How much may be in flight: events for a group (default 256), bytes for an observer (default 1 MiB).
+    /// How much may be in flight: events for a group (default 256), bytes for an observer (default 4 MiB).
     pub fn credit(mut self, credit: u64) -> Self {
-        self.credit = credit;
+        self.credit = Some(credit.max(1));
         self
     }
 
@@ -80,123 +81,43 @@ impl SubscriberBuilder {
     /// # Errors
     /// `UnknownTopic`, `UnknownPartition`, `OffsetTrimmed`, and those of any request.
     pub async fn observe(self) -> Result<Observer, Error> {
-        let _ = (self.client, self.topic, self.start, self.partition, self.until_end, self.credit, self.ack_deadline);
-        Err(Error::Closed)
+        Observer::open(self).await
     }
 
     /// Joins a durable group, which is created if it is new.
     ///
     /// # Errors
-    /// `UnknownTopic`, `InvalidArgument`, and those of any request.
-    pub async fn group(self, _name: &str) -> Result<Consumer, Error> {
-        Err(Error::Closed)
-    }
-}
-
-/// Sees every event of a topic; acks nothing. After a failure it goes on at another node where it was.
-pub struct Observer {}
-
-/// An event that an observer sees.
-#[derive(Clone, Debug)]
-pub struct Observed {
-    /// The partition.
-    pub partition: u32,
-    /// Its place there.
-    pub offset: u64,
-    /// The epoch of the owner that stored it.
-    pub epoch: u64,
-    /// The event, encoded; see [`Observed::event`].
-    pub record: Bytes,
-}
-
-impl Observed {
-    /// Decodes the event.
-    pub fn event(&self) -> Result<Event, Error> {
-        Err(Error::Closed)
-    }
-}
-
-impl Observer {
-    /// The next event; `None` at the end (with `until_end`).
-    ///
-    /// # Errors
-    /// What cannot be healed by another node: `UnknownTopic`, `OffsetTrimmed`, `Corrupt` batches.
-    pub async fn next(&mut self) -> Result<Option<Observed>, Error> {
-        Err(Error::Closed)
+    /// `Invalid` without a name or with an offset to start at; `UnknownTopic`, and those of any request.
+    pub async fn group(self, name: &str) -> Result<Consumer, Error> {
+        if name.is_empty() {
+            return Err(Error::invalid("a group needs a name"));
+        }
+        if matches!(self.start, Some(StartAt::Offset(_))) || self.partition.is_some() || self.until_end {
+            return Err(Error::invalid("a group begins at the earliest event or now, over all partitions"));
+        }
+        let credit = self.credit.unwrap_or(group::CREDIT);
+        let open = SubscribeOpen { group: name.to_owned(), credit, ..self.frame() };
+        Consumer::open(self.client, open).await
     }
 
-    /// The topic.
-    pub fn topic(&self) -> &Topic {
-        panic!("not open")
+    /// The first frame, as far as observers and groups agree.
+    fn frame(&self) -> SubscribeOpen {
+        let (start, offset) = match self.start {
+            None => (v1::StartAt::Unspecified, 0),
+            Some(StartAt::Earliest) => (v1::StartAt::Earliest, 0),
+            Some(StartAt::Now) => (v1::StartAt::Now, 0),
+            Some(StartAt::Offset(offset)) => (v1::StartAt::Offset, offset),
+        };
+        SubscribeOpen {
+            topic: self.topic.clone(),
+            namespace: self.client.namespace().to_owned(),
+            group: String::new(),
+            start: start.into(),
+            partition: self.partition,
+            offset,
+            credit: 0,
+            ack_deadline_ms: u32::try_from(self.ack_deadline.as_millis()).unwrap_or(u32::MAX),
+            until_end: self.until_end,
+        }
     }
-}
-
-/// A member of a group. Dropped, its unacked deliveries go to other members after their deadline.
-pub struct Consumer {}
-
-impl Consumer {
-    /// The next delivery. Waits for one; follows failovers by itself.
-    ///
-    /// # Errors
-    /// What cannot be healed by another node, for example `UnknownTopic` after the topic is deleted.
-    pub async fn next(&mut self) -> Result<Delivery, Error> {
-        Err(Error::Closed)
-    }
-
-    /// Waits until all acks made so far are answered: committed, or refused (then they come again).
-    pub async fn flush_acks(&self) -> Result<(), Error> {
-        Err(Error::Closed)
-    }
-
-    /// Flushes the acks and leaves; what is not acked goes to others.
-    pub async fn close(self) -> Result<(), Error> {
-        Err(Error::Closed)
-    }
-}
-
-/// An event to handle.
-pub struct Delivery {
-    /// The partition.
-    pub partition: u32,
-    /// Its place there.
-    pub offset: u64,
-    /// The epoch of the owner that gives it out.
-    pub epoch: u64,
-    /// 1 for the first delivery.
-    pub attempt: u32,
-    /// The event.
-    pub event: Event,
-    /// To ack, nack or extend.
-    pub handle: Handle,
-}
-
-/// Acks, nacks or extends one delivery. Cheap to clone; may be sent to another task.
-#[derive(Clone)]
-pub struct Handle {}
-
-impl Handle {
-    /// Marks the event as handled and goes on; acks are gathered and sent together.
-    pub fn ack(&self) {}
-
-    /// Acks and waits until that is committed: the event is never delivered to the group again.
-    ///
-    /// # Errors
-    /// `StaleEpoch` if the delivery is void: the event comes again, or came to another consumer.
-    pub async fn ack_confirmed(&self) -> Result<(), Error> {
-        Err(Error::Closed)
-    }
-
-    /// Gives the event back; it is given out again after `delay` (zero: the group's backoff).
-    pub fn nack(&self, _delay: Duration) {}
-
-    /// Restarts the ack deadline.
-    pub fn extend(&self) {}
-
-    /// False once the delivery is void: a newer epoch acts, or it was refused. Stop handling it.
-    pub fn is_valid(&self) -> bool {
-        false
-    }
-
-    /// Resolves when the delivery becomes void.
-    pub async fn voided(&self) {}
 }
