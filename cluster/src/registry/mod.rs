@@ -171,6 +171,22 @@ impl State {
         self.shard_partitions.get(&shard).into_iter().flat_map(OrdSet::iter).copied()
     }
 
+    /// The partitions of one topic that a shard holds, in order. Costs only what it returns.
+    pub fn partitions_of_topic(&self, shard: ShardId, topic: TopicId) -> impl Iterator<Item = PartitionId> {
+        let all = PartitionId { topic, index: 0 }..=PartitionId { topic, index: u32::MAX };
+        self.shard_partitions.get(&shard).into_iter().flat_map(move |held| held.range(all.clone())).copied()
+    }
+
+    /// Whether a topic was there in this prefix of the log and is no more. False for one that may be too new for it.
+    pub fn topic_gone(&self, id: TopicId) -> bool {
+        id.0 > 0 && id.0 < self.next_topic_id && !self.topics.contains_key(&id)
+    }
+
+    /// Whether a group was there in this prefix of the log and is no more. False for one that may be too new for it.
+    pub fn group_gone(&self, id: GroupId) -> bool {
+        id.0 > 0 && id.0 < self.next_group_id && !self.groups.contains_key(&id)
+    }
+
     /// The topics that have a partition on a shard, by id.
     pub fn topics_of_shard(&self, shard: ShardId) -> impl Iterator<Item = &TopicRecord> {
         let mut last = None;

@@ -262,6 +262,8 @@ fn topics_are_made_once_and_ids_never_come_back() {
     log.ok(delete("orders"));
     assert!(log.state.topic("default", "orders").is_none());
     assert!(log.state.group_by_id(GroupId(group1.id)).is_none(), "its groups go with it");
+    assert!(log.state.topic_gone(TopicId(first.id)) && log.state.group_gone(GroupId(group1.id)));
+    assert!(!log.state.topic_gone(TopicId(2)) && !log.state.topic_gone(TopicId(4)), "there, and too new");
     log.refused_with(delete("orders"), ErrorCode::UnknownTopic, "no topic default/orders");
     let Some(Outcome::Topic(again)) = log.ok(create("orders", 4)) else { panic!("a record") };
     assert_eq!(again.id, 4);
@@ -281,6 +283,10 @@ fn partitions_are_found_by_shard() {
         let mut topics: Vec<_> = here.iter().map(|partition| partition.topic.0).collect();
         topics.dedup();
         assert_eq!(log.state.topics_of_shard(shard).map(|topic| topic.id).collect::<Vec<_>>(), topics);
+        for id in 1..=4 {
+            let some: Vec<_> = log.state.partitions_of_topic(shard, TopicId(id)).collect();
+            assert_eq!(some, here.iter().copied().filter(|held| held.topic.0 == id).collect::<Vec<_>>());
+        }
         seen.extend(here);
     }
     seen.sort_unstable();
