@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use weft_cluster::membership::Timing;
 
 /// Settings of the gossip between nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +55,18 @@ impl Default for GossipConfig {
 }
 
 impl GossipConfig {
+    pub(super) fn timing(&self) -> Timing {
+        Timing {
+            probe_period: self.probe_period,
+            probe_timeout: self.probe_timeout,
+            suspect_to_down: self.suspect_to_down,
+            gossip_period: self.gossip_period,
+            announce_period: self.announce_period,
+            announce_to_down_period: self.announce_to_down_period,
+            forget_down_after: self.forget_down_after,
+        }
+    }
+
     /// Checks the ranges. The error is one sentence that names the key and what would be right.
     pub fn check(&self) -> Result<(), String> {
         if self.probe_timeout.is_zero() || self.probe_period < self.probe_timeout * 2 {

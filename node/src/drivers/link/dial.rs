@@ -95,6 +95,10 @@ pub(super) async fn dial(inner: &Arc<Inner>, address: SocketAddr) -> Result<Peer
     if Arc::strong_count(&turn) == 2 {
         inner.table().dials.remove(&address);
     }
+    // A seed may be a name of a node that calls itself by another address.
+    if let Ok(peer) = &result {
+        inner.table().at.insert(address, peer.id);
+    }
     if let Err(error) = &result {
         inner.metrics.dials_failed.inc();
         if let DialError::Refused(_, reason) = error {
