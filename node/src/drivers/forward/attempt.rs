@@ -13,6 +13,7 @@ use weft_proto::internal::v1::{
 use weft_proto::v1::{Ack, Error, ErrorCode, Receipt, Retry};
 
 use super::Forward;
+use super::window::Redirect;
 use crate::drivers::link::{Lane, LinkError, Parts};
 use crate::drivers::shard::refusal;
 use crate::host::Promise;
@@ -20,26 +21,34 @@ use crate::host::Promise;
 /// Field number of `packed` in `ForwardAppend`.
 const PACKED_FIELD: u32 = 6;
 
+/// A batch on its way to a node.
+pub(super) struct Attempt {
+    /// The node asked; `None`: there was no one to ask.
+    pub(super) node: Option<NodeId>,
+    /// The owner that the view shows.
+    pub(super) owner: Option<NodeId>,
+    pub(super) answer: Promise<'static, Result<Receipt, Error>>,
+}
+
 impl Forward {
-    /// Sends a batch to the owner, or to `hint` if that is newer than what the view says; `tried` was asked in
-    /// vain. Returns the node asked, and the promise of its answer. The place in the owner's queue (or the
-    /// link's) is that of the first poll.
+    /// Sends a batch to the owner, or to whom `redirect` names while the view has not changed since. Returns the
+    /// node asked, the owner that the view shows, and the promise of the answer. The place in the owner's queue (or
+    /// the link's) is that of the first poll.
     pub(super) fn attempt(
         &self,
         partition: PartitionId,
         packed: Bytes,
         ack: Ack,
         patience: Duration,
-        hint: Option<NodeId>,
-        tried: Option<NodeId>,
-    ) -> (Option<NodeId>, Promise<'static, Result<Receipt, Error>>) {
+        redirect: Option<Redirect>,
+    ) -> Attempt {
         let view = self.view();
         let owner = view.owner_of(partition).map(|owner| owner.node);
-        // A hint is worth more than the node that gave it.
-        let hint = hint.filter(|node| view.usable(*node));
-        let node = if owner == tried { hint.or(owner) } else { owner.or(hint) };
+        let redirect = redirect.filter(|redirect| redirect.believed == owner && view.usable(redirect.to));
+        let node = redirect.map(|redirect| redirect.to).or(owner);
         let (Some(node), Some(shard)) = (node, view.shard_of(partition)) else {
-            return (None, Box::pin(std::future::ready(Err(refusal::no_owner(partition)))));
+            let answer = Box::pin(std::future::ready(Err(refusal::no_owner(partition))));
+            return Attempt { node: None, owner, answer };
         };
         let append = ForwardAppend {
             shard: shard.0,
@@ -51,10 +60,10 @@ impl Forward {
         };
         if node == view.me {
             self.inner.metrics.local.inc();
-            return (Some(node), self.inner.shards.append(append));
+            return Attempt { node: Some(node), owner, answer: self.inner.shards.append(append) };
         }
         self.inner.metrics.remote.inc();
-        (Some(node), Box::pin(self.clone().remote(node, append, patience)))
+        Attempt { node: Some(node), owner, answer: Box::pin(self.clone().remote(node, append, patience)) }
     }
 
     async fn remote(self, node: NodeId, append: ForwardAppend, patience: Duration) -> Result<Receipt, Error> {
