@@ -1,6 +1,5 @@
 //! One attempt: a batch goes to one node, once.
 
-use std::future::Future;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -32,8 +31,8 @@ pub(super) struct Attempt {
 
 impl Forward {
     /// Sends a batch to the owner, or to whom `redirect` names while the view has not changed since. Returns the
-    /// node asked, the owner that the view shows, and the promise of the answer. The place in the owner's queue (or
-    /// the link's) is that of the first poll.
+    /// node asked, the owner that the view shows, and the promise of the answer. The place in the owner's queue is
+    /// that of the call, the place in the link's that of the first poll.
     pub(super) fn attempt(
         &self,
         partition: PartitionId,
@@ -60,7 +59,11 @@ impl Forward {
         };
         if node == view.me {
             self.inner.metrics.local.inc();
-            return Attempt { node: Some(node), owner, answer: self.inner.shards.append(append) };
+            // Queued now, in the order of the calls.
+            let outcome = tokio::time::timeout(patience, self.inner.shards.append(append));
+            let late = |_| Err(refusal::outcome_unknown("the owner did not answer in time"));
+            let answer = async move { outcome.await.unwrap_or_else(late) };
+            return Attempt { node: Some(node), owner, answer: Box::pin(answer) };
         }
         self.inner.metrics.remote.inc();
         Attempt { node: Some(node), owner, answer: Box::pin(self.clone().remote(node, append, patience)) }
@@ -90,27 +93,25 @@ impl Forward {
         futures::future::join_all(ask).await.into_iter().flatten().collect()
     }
 
-    fn stats_of(
+    async fn stats_of(
         &self,
         me: NodeId,
         node: NodeId,
         partitions: Vec<PartitionId>,
         patience: Duration,
-    ) -> impl Future<Output = Vec<PartitionStat>> + '_ {
-        async move {
-            if node == me {
-                return self.inner.shards.stats(&partitions);
+    ) -> Vec<PartitionStat> {
+        if node == me {
+            return self.inner.shards.stats(&partitions);
+        }
+        let refs = partitions.iter().map(|id| PartitionRef { topic: id.topic.0, partition: id.index }).collect();
+        let request = control_request::Request::PartitionStats(PartitionStats { partitions: refs });
+        let body = ControlRequest { request: Some(request) }.encode_to_vec();
+        let answer = self.inner.links.request(node, Lane::Control, vec![body.into()], patience).await;
+        match answer.map(ControlResponse::decode) {
+            Ok(Ok(ControlResponse { response: Some(control_response::Response::PartitionStats(answer)) })) => {
+                answer.stats
             }
-            let refs = partitions.iter().map(|id| PartitionRef { topic: id.topic.0, partition: id.index }).collect();
-            let request = control_request::Request::PartitionStats(PartitionStats { partitions: refs });
-            let body = ControlRequest { request: Some(request) }.encode_to_vec();
-            let answer = self.inner.links.request(node, Lane::Control, vec![body.into()], patience).await;
-            match answer.map(ControlResponse::decode) {
-                Ok(Ok(ControlResponse { response: Some(control_response::Response::PartitionStats(answer)) })) => {
-                    answer.stats
-                }
-                _ => Vec::new(),
-            }
+            _ => Vec::new(),
         }
     }
 }
