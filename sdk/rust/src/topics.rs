@@ -24,14 +24,18 @@ impl Topics {
     /// # Errors
     /// `TopicExists`, `InvalidArgument` (name, partitions), and those of any request.
     pub async fn create(&self, name: &str, partitions: u32) -> Result<Topic, Error> {
-        let namespace = self.client.namespace().to_owned();
-        self.create_with(CreateTopicRequest { name: name.into(), partitions, namespace, ..Default::default() }).await
+        self.create_sized(name, partitions, 0).await
     }
 
-    /// Creates a topic with all its settings.
-    pub async fn create_with(&self, request: CreateTopicRequest) -> Result<Topic, Error> {
+    /// Creates a topic whose events may have up to `event_bytes_max` encoded bytes; 0 means the default, 1 MiB.
+    ///
+    /// # Errors
+    /// As of [`Topics::create`].
+    pub async fn create_sized(&self, name: &str, partitions: u32, event_bytes_max: u32) -> Result<Topic, Error> {
+        let (name, namespace) = (name.to_owned(), self.client.namespace().to_owned());
+        let request = CreateTopicRequest { name, partitions, event_bytes_max, namespace };
         self.client
-            .request("create a topic", request, |channel, request| async move {
+            .request_once("create a topic", request, |channel, request| async move {
                 TopicsClient::new(channel).create_topic(request).await
             })
             .await

@@ -112,12 +112,13 @@ impl<T> Publisher<T> {
                     let patience = self.forward.inner.config.attempt_patience;
                     let patience = patience.min(slot.deadline.saturating_duration_since(now));
                     let (packed, ack) = (slot.packed.clone(), slot.ack);
-                    let made = self.forward.attempt(*partition, packed, ack, patience, window.redirect);
+                    let (hint, tried) = (window.hint, window.tried);
+                    let (node, answer) = self.forward.attempt(*partition, packed, ack, patience, hint, tried);
                     let attempt = self.attempts_made;
                     self.attempts_made += 1;
-                    window.sent(attempt, made.node, made.owner);
+                    window.sent(attempt, node);
                     let partition = *partition;
-                    self.attempts.push(made.answer.map(move |outcome| (partition, attempt, outcome)).boxed());
+                    self.attempts.push(answer.map(move |outcome| (partition, attempt, outcome)).boxed());
                     sent = true;
                 }
             }

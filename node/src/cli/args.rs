@@ -1,0 +1,337 @@
+//! Every command and flag, with its help.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A service mesh and an event bus in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "weft", version, after_help = "Try it: `weft dev` starts a cluster of three nodes on this machine.")]
+pub struct Cli {
+    /// Nodes to connect to, as host:port; the first that answers is used.
+    #[arg(
+        long,
+        global = true,
+        value_name = "ADDR",
+        env = "WEFT_SERVER",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7400"
+    )]
+    pub(crate) server: Vec<String>,
+    /// Print JSON for machines; a failure is an object {"code", "message", "retry"} on stderr.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a whole cluster in this process, to try things.
+    Dev(Dev),
+    /// Start a node.
+    Start(Box<Start>),
+    /// Create, list, look at and delete topics.
+    #[command(subcommand)]
+    Topic(Topic),
+    /// Publish events to a topic.
+    Publish(Box<Publish>),
+    /// Print the events of a topic as they come.
+    Subscribe(Subscribe),
+    /// Look at the cluster and move its shards.
+    #[command(subcommand)]
+    Cluster(Cluster),
+    /// Make the certificates that nodes need.
+    #[command(subcommand)]
+    Ca(Ca),
+    /// Check a configuration, or print it in full.
+    #[command(subcommand)]
+    Config(Config),
+    /// Look into the data folder of a node that is stopped.
+    #[command(subcommand)]
+    Shard(Shard),
+    /// Print the version of this binary.
+    Version,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  weft dev\n  weft dev --nodes 1 --dir ./data --port 9000")]
+pub(crate) struct Dev {
+    /// How many nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    pub(crate) nodes: u16,
+    /// The folder for data and certificates, kept after the exit; a temporary one if not given.
+    #[arg(long)]
+    pub(crate) dir: Option<PathBuf>,
+    /// Node i (from 0) listens for clients on BASE + 10 i, for links on the next port, for operators on BASE + 10 i + 3.
+    #[arg(long, value_name = "BASE", default_value_t = 7400, value_parser = clap::value_parser!(u16).range(1..=65_000))]
+    pub(crate) port: u16,
+    /// Log more: levels as `info` or `weft_node=debug`.
+    #[arg(long, default_value = "error")]
+    pub(crate) log: String,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Flags win over WEFT_* variables, these over the file. Example:\n  weft start --config /etc/weft/weft.toml --name n1 --seed 10.0.0.2:7401 --bootstrap-expect 3"
+)]
+pub(crate) struct Start {
+    #[command(flatten)]
+    pub(crate) source: ConfigSource,
+    /// This node's name: the one in its certificate.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// The data folder.
+    #[arg(long)]
+    pub(crate) dir: Option<String>,
+    /// The zone that the node is in.
+    #[arg(long)]
+    pub(crate) zone: Option<String>,
+    /// Where clients connect.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+    /// Where other nodes connect.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) peer_listen: Option<String>,
+    /// Where operators connect.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin_listen: Option<String>,
+    /// The links of nodes to join through.
+    #[arg(long = "seed", value_name = "ADDR", num_args = 1.., value_delimiter = ',')]
+    pub(crate) seeds: Vec<String>,
+    /// Found a new cluster when this many empty nodes have met.
+    #[arg(long, value_name = "N")]
+    pub(crate) bootstrap_expect: Option<u32>,
+    /// The CA's certificate.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca_cert: Option<String>,
+    /// This node's certificate.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cert: Option<String>,
+    /// This node's private key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<String>,
+}
+
+/// Where a configuration comes from.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigSource {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", env = "WEFT_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Any key of the configuration, as link.mtu=1400.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Topic {
+    /// Create a topic.
+    #[command(after_help = "Example:\n  weft topic create orders --partitions 8")]
+    Create {
+        /// 1 to 128 characters of a-z A-Z 0-9 . _ - ; the first is a letter or digit.
+        name: String,
+        /// Partitions, 1 to 1,024, fixed for the topic's life.
+        #[arg(long, default_value_t = 8)]
+        partitions: u32,
+        /// The largest event accepted, in bytes; 0 means 1 MiB.
+        #[arg(long, default_value_t = 0, value_name = "BYTES")]
+        event_bytes_max: u32,
+    },
+    /// List all topics.
+    List,
+    /// Show a topic, where its partitions are, and its groups.
+    Describe {
+        /// The topic.
+        name: String,
+    },
+    /// Print every event that a topic holds now, with a SHA-256 of its data, partition by partition.
+    #[command(
+        after_help = "With --json, one line per event:\n  {\"partition\":0,\"offset\":0,\"epoch\":1,\"key\":\"N14228\",\"sha256\":\"…\"}\nA key that is not UTF-8 is given as \"key_base64\"."
+    )]
+    Dump {
+        /// The topic.
+        name: String,
+        /// This partition alone.
+        #[arg(long)]
+        partition: Option<u32>,
+    },
+    /// Delete a topic and its events.
+    Delete {
+        /// The topic.
+        name: String,
+    },
+}
+
+/// When a publish is answered.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum AckLevel {
+    /// The owner has it in memory; it can be lost.
+    Accepted,
+    /// It is on the disks of a majority of its replicas.
+    Committed,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  weft publish orders --key customer-7 --data 'one espresso'
+  weft publish flights --csv flights.csv --key-column tailnum
+  tail -f log.json | weft publish logs --json-lines -
+
+--csv: each row becomes one event of type csv.row, whose data is a JSON object of strings under the names of the header.
+--json-lines: each line is {\"key\": \"…\", \"data\": …, \"type\": \"…\", \"headers\": {…}}; all but data may be left out. Data that
+  is a string is published as it is, all else as JSON; key_base64 and data_base64 stand for bytes.
+
+With --json, one line per event, in the order of the input:
+  {\"row\":1,\"key\":\"…\",\"partition\":0,\"offset\":0,\"epoch\":1,\"ack\":\"committed\",\"duplicate\":false,\"fsynced_nodes\":[…],\"fsynced_zones\":[…]}
+or, if it failed, {\"row\":1,\"key\":\"…\",\"error\":{\"code\":\"…\",\"message\":\"…\",\"retry\":\"…\"}}.")]
+#[command(group = clap::ArgGroup::new("input").required(true).args(["data", "file", "csv", "json_lines"]))]
+pub(crate) struct Publish {
+    /// The topic.
+    pub(crate) topic: String,
+    /// The key: events of one key are delivered in order.
+    #[arg(long, conflicts_with_all = ["csv", "json_lines"])]
+    pub(crate) key: Option<String>,
+    /// The data of one event.
+    #[arg(long)]
+    pub(crate) data: Option<String>,
+    /// A file whose bytes are the data of one event; - is stdin.
+    #[arg(long)]
+    pub(crate) file: Option<PathBuf>,
+    /// A CSV file with a header; - is stdin.
+    #[arg(long)]
+    pub(crate) csv: Option<PathBuf>,
+    /// The column that holds the key of each row.
+    #[arg(long, value_name = "COLUMN")]
+    pub(crate) key_column: Option<String>,
+    /// A file of JSON lines; - is stdin.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json_lines: Option<PathBuf>,
+    /// The events' type.
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) event_type: Option<String>,
+    /// A header of every event.
+    #[arg(long = "header", value_name = "NAME=VALUE")]
+    pub(crate) headers: Vec<String>,
+    /// When a publish is answered.
+    #[arg(long, value_enum, default_value = "committed")]
+    pub(crate) ack: AckLevel,
+    /// Bytes at which a batch is sent without waiting for more.
+    #[arg(long, default_value_t = 128 << 10, value_name = "BYTES")]
+    pub(crate) batch_bytes: usize,
+    /// How long, in seconds, an event is tried before it fails.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    pub(crate) patience: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  weft subscribe orders --from earliest
+  weft subscribe orders --group billing --count 100 --json
+
+Without --group nothing is acked and every subscriber sees every event. With --group the members share the events, and
+each is acked after it is printed.
+
+With --json, one line per event:
+  {\"partition\":0,\"offset\":0,\"epoch\":1,\"attempt\":1,\"key\":\"…\",\"type\":\"…\",\"time_ms\":0,\"headers\":{…},\"data\":\"…\"}
+Bytes that are not UTF-8 are given as key_base64 and data_base64. attempt is there for groups only.")]
+pub(crate) struct Subscribe {
+    /// The topic.
+    pub(crate) topic: String,
+    /// Join this group; it is created if it is new.
+    #[arg(long)]
+    pub(crate) group: Option<String>,
+    /// Where to begin: earliest, now, or an offset (of each partition, without a group). Groups that exist go on where
+    /// they are.
+    #[arg(long, value_name = "earliest|now|OFFSET", value_parser = parse_start)]
+    pub(crate) from: Option<weft_sdk::StartAt>,
+    /// End after so many events.
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// This partition alone.
+    #[arg(long, conflicts_with = "group")]
+    pub(crate) partition: Option<u32>,
+    /// End when all that is stored now has been printed.
+    #[arg(long, conflicts_with = "group")]
+    pub(crate) until_end: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cluster {
+    /// List the members as the answering node sees them.
+    Members,
+    /// Show whether all is well: exit code 0 even if it is not.
+    Status,
+    /// List the shards with their owners and replicas.
+    Shards,
+    /// Hand a shard's leadership to a node that has a replica.
+    Transfer {
+        /// The shard's number.
+        shard: u32,
+        /// The node's name.
+        node: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Ca {
+    /// Make a new CA: DIR/ca.pem and DIR/ca.key.
+    Init {
+        /// The folder.
+        #[arg(long, default_value = ".")]
+        dir: PathBuf,
+        /// The cluster's name, for people.
+        #[arg(long, default_value = "weft")]
+        cluster: String,
+    },
+    /// Make a node's certificate: DIR/NAME.pem and DIR/NAME.key.
+    #[command(after_help = "Example:\n  weft ca issue n1 --dir ./ca --ip 10.0.0.1")]
+    Issue {
+        /// The node's name.
+        name: String,
+        /// The folder with the CA.
+        #[arg(long, default_value = ".")]
+        dir: PathBuf,
+        /// An address of the node.
+        #[arg(long = "ip")]
+        ips: Vec<IpAddr>,
+        /// A DNS name of the node.
+        #[arg(long = "dns")]
+        dns: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Check file, variables and flags as `weft start` would.
+    Check(ConfigSource),
+    /// Print every key with the value that `weft start` would use.
+    Show(ConfigSource),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Shard {
+    /// Print what a data folder holds: groups, logs, segments.
+    Dump {
+        /// The data folder.
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+fn parse_start(text: &str) -> Result<weft_sdk::StartAt, String> {
+    match text {
+        "earliest" => Ok(weft_sdk::StartAt::Earliest),
+        "now" => Ok(weft_sdk::StartAt::Now),
+        offset => offset
+            .parse()
+            .map(weft_sdk::StartAt::Offset)
+            .map_err(|_| "write `earliest`, `now` or an offset, for example 0".to_owned()),
+    }
+}
+
+/// The address of a `weft dev` node's door.
+pub(crate) fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, port))
+}

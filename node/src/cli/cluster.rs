@@ -1,0 +1,110 @@
+//! `weft cluster`.
+
+use serde_json::{Value, json};
+use weft_sdk::{ClusterStatus, Member, Shard};
+
+use super::args::Cluster as Command;
+use super::failure::Failure;
+use super::output::Output;
+use super::server;
+
+pub(crate) async fn run(command: Command, servers: &[String], output: &mut Output) -> Result<(), Failure> {
+    let cluster = server::connect(servers).await?.cluster();
+    match command {
+        Command::Members => members(&cluster.members().await?, output),
+        Command::Status => status(&cluster.status().await?, output),
+        Command::Shards => shards(&cluster.shards().await?, output),
+        Command::Transfer { shard, node } => {
+            let epoch = cluster.transfer(shard, &node).await?;
+            let object = json!({"shard": shard, "node": node, "epoch": epoch});
+            output.say(&object, format_args!("{node} owns shard {shard} since epoch {epoch}"))
+        }
+    }
+}
+
+fn state_of(member: &Member) -> &'static str {
+    match member.state().as_str_name() {
+        "MEMBER_STATE_ALIVE" => "alive",
+        "MEMBER_STATE_SUSPECT" => "suspect",
+        "MEMBER_STATE_DOWN" => "down",
+        "MEMBER_STATE_LEFT" => "left",
+        _ => "unknown",
+    }
+}
+
+fn members(members: &[Member], output: &mut Output) -> Result<(), Failure> {
+    if output.json {
+        let objects = members.iter().map(|member| {
+            json!({
+                "id": format!("{:016x}", member.id), "name": member.name, "zone": member.zone,
+                "state": state_of(member), "generation": member.generation,
+                "client_address": member.client_address, "peer_address": member.peer_address,
+                "version": member.version, "voter": member.voter, "shards_owned": member.shards_owned,
+                "replicas": member.replicas,
+            })
+        });
+        return output.line(Value::from_iter(objects));
+    }
+    let rows = members.iter().map(|member| {
+        vec![
+            member.name.clone(),
+            member.zone.clone(),
+            state_of(member).to_owned(),
+            member.client_address.clone(),
+            member.peer_address.clone(),
+            if member.voter { "yes" } else { "no" }.to_owned(),
+            member.shards_owned.to_string(),
+            member.replicas.to_string(),
+            member.generation.to_string(),
+            member.version.clone(),
+        ]
+    });
+    let columns = ["name", "zone", "state", "clients", "links", "voter", "owns", "replicas", "generation", "version"];
+    output.table(&columns, rows.collect())
+}
+
+fn status(status: &ClusterStatus, output: &mut Output) -> Result<(), Failure> {
+    if output.json {
+        return output.line(json!({
+            "cluster_id": format!("{:016x}", status.cluster_id), "node": status.node, "healthy": status.healthy,
+            "members_alive": status.members_alive, "members_total": status.members_total,
+            "registry_leader": status.registry_leader, "registry_index": status.registry_index,
+            "shards_total": status.shards_total, "shards_owned": status.shards_owned,
+            "shards_underreplicated": status.shards_underreplicated, "topics": status.topics,
+            "feature_level": status.feature_level,
+        }));
+    }
+    let leader = if status.registry_leader.is_empty() { "none" } else { &status.registry_leader };
+    let rows = [
+        ("healthy", if status.healthy { "yes" } else { "no" }.to_owned()),
+        ("members", format!("{} of {} alive", status.members_alive, status.members_total)),
+        ("registry", format!("led by {leader}, at index {}", status.registry_index)),
+        ("shards", format!("{} of {} owned", status.shards_owned, status.shards_total)),
+        ("underreplicated", status.shards_underreplicated.to_string()),
+        ("topics", status.topics.to_string()),
+        ("feature level", status.feature_level.to_string()),
+        ("cluster", format!("{:016x}, answered by {}", status.cluster_id, status.node)),
+    ];
+    for (name, value) in rows {
+        output.line(format_args!("{name:<16} {value}"))?;
+    }
+    Ok(())
+}
+
+fn shards(shards: &[Shard], output: &mut Output) -> Result<(), Failure> {
+    if output.json {
+        let objects = shards.iter().map(|shard| {
+            json!({
+                "shard": shard.shard, "owner": shard.owner, "epoch": shard.epoch, "replicas": shard.replicas,
+                "moving": shard.moving,
+            })
+        });
+        return output.line(Value::from_iter(objects));
+    }
+    let rows = shards.iter().map(|shard| {
+        let owner = if shard.owner.is_empty() { "none" } else { &shard.owner };
+        let (replicas, moving) = (shard.replicas.join(","), shard.moving.join(","));
+        vec![shard.shard.to_string(), owner.to_owned(), shard.epoch.to_string(), replicas, moving]
+    });
+    output.table(&["shard", "owner", "epoch", "replicas", "moving"], rows.collect())
+}

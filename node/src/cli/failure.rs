@@ -1,0 +1,99 @@
+//! Why a command failed: one line, or one object.
+
+use std::io;
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use crate::config::ConfigError;
+use crate::drivers::pki::PkiError;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// A name of the table in docs/errors.md.
+    pub(crate) code: String,
+    /// One line for a person.
+    pub(crate) message: String,
+    /// `NEVER`, `SAME` or `IF_IDEMPOTENT`.
+    pub(crate) retry: String,
+    /// The reader of stdout has gone away: no failure at all.
+    quiet: bool,
+}
+
+impl Failure {
+    fn new(code: &str, retry: &str, message: impl Into<String>) -> Failure {
+        Failure { code: code.into(), message: message.into(), retry: retry.into(), quiet: false }
+    }
+
+    /// The command was not right.
+    pub(crate) fn invalid(message: impl Into<String>) -> Failure {
+        Failure::new("INVALID_ARGUMENT", "NEVER", message)
+    }
+
+    /// The state of things does not allow it.
+    pub(crate) fn failed(message: impl Into<String>) -> Failure {
+        Failure::new("FAILED_PRECONDITION", "NEVER", message)
+    }
+
+    /// What clap says, on one line.
+    pub(crate) fn usage(error: &clap::Error) -> Failure {
+        let text = error.render().to_string();
+        let before_usage = text.split("\nUsage:").next().unwrap_or_default();
+        let words: Vec<&str> = before_usage.split_whitespace().collect();
+        let message = words.join(" ");
+        Failure::invalid(message.strip_prefix("error: ").unwrap_or(&message))
+    }
+
+    /// Puts words before the message.
+    pub(crate) fn context(mut self, what: &str) -> Failure {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    /// As an object.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        json!({"code": self.code, "message": self.message, "retry": self.retry})
+    }
+
+    /// Prints it and gives the exit code.
+    pub(crate) fn report(&self, json: bool) -> ExitCode {
+        if self.quiet {
+            return ExitCode::SUCCESS;
+        }
+        // With stderr closed there is nobody left to tell.
+        let mut stderr = io::stderr().lock();
+        let _ = if json {
+            io::Write::write_fmt(&mut stderr, format_args!("{}\n", self.json()))
+        } else {
+            let line = self.message.split_whitespace().collect::<Vec<_>>().join(" ");
+            io::Write::write_fmt(&mut stderr, format_args!("weft: {line}\n"))
+        };
+        ExitCode::FAILURE
+    }
+}
+
+impl From<weft_sdk::Error> for Failure {
+    fn from(error: weft_sdk::Error) -> Failure {
+        Failure::new(error.code_name(), error.retry_name(), error.to_string())
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        let quiet = error.kind() == io::ErrorKind::BrokenPipe;
+        Failure { quiet, ..Failure::failed(error.to_string()) }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::invalid(error.to_string())
+    }
+}
+
+impl From<PkiError> for Failure {
+    fn from(error: PkiError) -> Failure {
+        Failure::failed(error.to_string())
+    }
+}

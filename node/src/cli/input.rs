@@ -1,0 +1,246 @@
+//! Events to publish, read on a thread of their own: stdin cannot be read without blocking.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use weft_sdk::Event;
+
+use super::encode;
+use super::failure::Failure;
+
+/// Rows handed over at a time.
+const CHUNK_ROWS: usize = 128;
+/// Chunks read ahead.
+const CHUNKS_AHEAD: usize = 8;
+
+/// What every event gets unless its row says otherwise.
+#[derive(Clone, Default)]
+pub(crate) struct Defaults {
+    pub(crate) event_type: Option<String>,
+    pub(crate) headers: Vec<(String, String)>,
+}
+
+/// Where rows come from.
+pub(crate) enum Source {
+    Csv { path: PathBuf, key_column: Option<String> },
+    JsonLines(PathBuf),
+}
+
+/// Chunks of events, or why reading ended early.
+pub(crate) type Rows = mpsc::Receiver<Result<Vec<Event>, Failure>>;
+
+/// Starts to read. Dropping the receiver ends the reading.
+pub(crate) fn read(source: Source, defaults: Defaults) -> Rows {
+    let (rows, receiver) = mpsc::channel(CHUNKS_AHEAD);
+    std::thread::spawn(move || {
+        let mut chunks = Chunks { rows, chunk: Vec::with_capacity(CHUNK_ROWS) };
+        let read = match source {
+            Source::Csv { path, key_column } => read_csv(&path, key_column.as_deref(), &defaults, &mut chunks),
+            Source::JsonLines(path) => read_json_lines(&path, &defaults, &mut chunks),
+        };
+        if let Err(Some(failure)) = read.and_then(|()| chunks.flush()) {
+            // What came before it is published first.
+            let _ = chunks.flush();
+            let _ = chunks.rows.blocking_send(Err(failure));
+        }
+    });
+    receiver
+}
+
+/// Why reading stops: a failure, or nobody reads any more.
+type Stop = Option<Failure>;
+
+struct Chunks {
+    rows: mpsc::Sender<Result<Vec<Event>, Failure>>,
+    chunk: Vec<Event>,
+}
+
+impl Chunks {
+    fn push(&mut self, event: Event, live: bool) -> Result<(), Stop> {
+        self.chunk.push(event);
+        if live || self.chunk.len() >= CHUNK_ROWS { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), Stop> {
+        let chunk = std::mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK_ROWS));
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        self.rows.blocking_send(Ok(chunk)).map_err(|_| None)
+    }
+}
+
+/// Opens a file, or stdin for `-`.
+pub(crate) fn open(path: &Path) -> Result<Box<dyn Read>, Failure> {
+    if path.as_os_str() == "-" {
+        return Ok(Box::new(io::stdin()));
+    }
+    let file = File::open(path).map_err(|error| Failure::from(error).context(&path.display().to_string()))?;
+    Ok(Box::new(file))
+}
+
+fn read_csv(path: &Path, key_column: Option<&str>, defaults: &Defaults, chunks: &mut Chunks) -> Result<(), Stop> {
+    let failure = |error: csv::Error| Failure::invalid(format!("{}: {error}", path.display()));
+    let mut reader = csv::Reader::from_reader(BufReader::with_capacity(256 << 10, open(path)?));
+    let columns = reader.byte_headers().map_err(failure)?.clone();
+    let names: Vec<String> =
+        columns.iter().map(|name| Value::from(String::from_utf8_lossy(name)).to_string()).collect();
+    let key = match key_column {
+        None => None,
+        Some(wanted) => Some(columns.iter().position(|name| name == wanted.as_bytes()).ok_or_else(|| {
+            let known: Vec<String> = columns.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
+            Failure::invalid(format!("{} has no column `{wanted}`; it has {}", path.display(), known.join(", ")))
+        })?),
+    };
+    let event_type = defaults.event_type.clone().unwrap_or_else(|| "csv.row".into());
+    let mut row = csv::ByteRecord::new();
+    while reader.read_byte_record(&mut row).map_err(failure)? {
+        let key = key.and_then(|place| row.get(place)).unwrap_or_default();
+        let event = Event {
+            key: Bytes::copy_from_slice(key),
+            data: row_as_json(&names, &row).into(),
+            r#type: event_type.clone(),
+            datacontenttype: "application/json".into(),
+            headers: defaults.headers.iter().cloned().collect(),
+            ..Event::default()
+        };
+        chunks.push(event, false)?;
+    }
+    Ok(())
+}
+
+/// An object of strings, in the order of the columns. `names`: already JSON strings.
+fn row_as_json(names: &[String], row: &csv::ByteRecord) -> String {
+    let mut text = String::with_capacity(row.as_slice().len() + 16 * row.len());
+    text.push('{');
+    for (place, (name, field)) in names.iter().zip(row.iter()).enumerate() {
+        if place > 0 {
+            text.push(',');
+        }
+        text.push_str(name);
+        text.push(':');
+        text.push_str(&Value::from(String::from_utf8_lossy(field)).to_string());
+    }
+    text.push('}');
+    text
+}
+
+fn read_json_lines(path: &Path, defaults: &Defaults, chunks: &mut Chunks) -> Result<(), Stop> {
+    // What is typed or piped in is published line by line, a file in chunks.
+    let live = path.as_os_str() == "-";
+    let mut lines = BufReader::with_capacity(256 << 10, open(path)?);
+    let mut line = String::new();
+    for number in 1.. {
+        line.clear();
+        let read = lines.read_line(&mut line);
+        if read.map_err(|error| Failure::from(error).context(&format!("{}: line {number}", path.display())))? == 0 {
+            break;
+        }
+        if line.trim().is_empty() {
+            continue;
+        }
+        let event = parse_line(&line, defaults);
+        let event = event.map_err(|reason| Failure::invalid(format!("{}: line {number}: {reason}", path.display())))?;
+        chunks.push(event, live)?;
+    }
+    Ok(())
+}
+
+/// One line of `--json-lines`.
+fn parse_line(line: &str, defaults: &Defaults) -> Result<Event, String> {
+    let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))?;
+    let Value::Object(object) = value else {
+        return Err("not an object like {\"key\": \"…\", \"data\": …}".into());
+    };
+    let mut event = Event {
+        r#type: defaults.event_type.clone().unwrap_or_default(),
+        headers: defaults.headers.iter().cloned().collect(),
+        ..Event::default()
+    };
+    let mut has_data = false;
+    for (name, value) in object {
+        let text = || value.as_str().map(str::to_owned).ok_or_else(|| format!("`{name}` is not a string"));
+        match name.as_str() {
+            "key" => event.key = text()?.into(),
+            "key_base64" => event.key = encode::decode(&text()?)?.into(),
+            "data" => {
+                has_data = true;
+                match &value {
+                    Value::String(text) => event.data = text.clone().into(),
+                    other => {
+                        event.data = other.to_string().into();
+                        event.datacontenttype = "application/json".into();
+                    }
+                }
+            }
+            "data_base64" => {
+                has_data = true;
+                event.data = encode::decode(&text()?)?.into();
+            }
+            "id" => event.id = text()?,
+            "source" => event.source = text()?,
+            "type" => event.r#type = text()?,
+            "subject" => event.subject = text()?,
+            "datacontenttype" => event.datacontenttype = text()?,
+            "time_ms" => event.time_ms = value.as_i64().ok_or("`time_ms` is not a whole number")?,
+            "headers" => {
+                let headers = value.as_object().ok_or("`headers` is not an object")?;
+                for (name, value) in headers {
+                    let value = value.as_str().ok_or_else(|| format!("header `{name}` is not a string"))?;
+                    event.headers.insert(name.clone(), value.to_owned());
+                }
+            }
+            // What `weft subscribe --json` prints may be published again as it is.
+            "partition" | "offset" | "epoch" | "attempt" => {}
+            _ => {
+                return Err(format!(
+                    "`{name}` is unknown: key, data, type, headers, id, source, subject, datacontenttype, time_ms"
+                ));
+            }
+        }
+    }
+    if has_data { Ok(event) } else { Err("`data` is missing".into()) }
+}
+
+impl From<csv::Error> for Failure {
+    fn from(error: csv::Error) -> Failure {
+        Failure::invalid(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_become_events() {
+        let defaults = Defaults { event_type: Some("t".into()), headers: vec![("a".into(), "1".into())] };
+        let event = parse_line(r#"{"key":"k","data":{"x":1},"headers":{"b":"2"}}"#, &defaults).unwrap();
+        assert_eq!((&event.key[..], &event.data[..], event.r#type.as_str()), (&b"k"[..], &br#"{"x":1}"#[..], "t"));
+        assert_eq!(event.headers.len(), 2);
+        assert_eq!(event.datacontenttype, "application/json");
+        let event = parse_line(r#"{"key_base64":"AP8=","data":"plain","type":"u"}"#, &defaults).unwrap();
+        assert_eq!((&event.key[..], &event.data[..], event.r#type.as_str()), (&[0, 255][..], &b"plain"[..], "u"));
+        for (line, why) in [
+            ("[1]", "not an object"),
+            ("{", "not JSON"),
+            (r#"{"key":"k"}"#, "`data` is missing"),
+            (r#"{"data":"","kye":"k"}"#, "`kye` is unknown"),
+            (r#"{"data":"","key":1}"#, "`key` is not a string"),
+            (r#"{"data_base64":"*"}"#, "not base64"),
+        ] {
+            let refusal = parse_line(line, &defaults).unwrap_err();
+            assert!(refusal.contains(why), "{line}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn rows_keep_their_columns_in_order() {
+        let row = csv::ByteRecord::from(vec!["N1", "a \"b\"\n"]);
+        assert_eq!(row_as_json(&["\"z\"".into(), "\"a\"".into()], &row), r#"{"z":"N1","a":"a \"b\"\n"}"#);
+    }
+}

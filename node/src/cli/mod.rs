@@ -1,0 +1,82 @@
+//! The command line: a client of the cluster (through weft-sdk), and the way to start nodes.
+//!
+//! Results go to stdout, everything else to stderr. Exit code 0, or 1 with one line on stderr that says why; with
+//! `--json` that line is an object `{"code", "message", "retry"}`.
+
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the command line is no simulated node")]
+
+mod args;
+mod ca;
+mod cluster;
+mod config;
+mod dev;
+mod encode;
+mod failure;
+mod input;
+mod output;
+mod publish;
+mod server;
+mod shard;
+mod start;
+mod subscribe;
+mod topic;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+pub use self::args::Cli;
+use self::args::Command;
+use self::failure::Failure;
+use self::output::Output;
+
+/// Parses the arguments and runs the command.
+pub fn main() -> ExitCode {
+    let wants_json = std::env::args().any(|argument| argument == "--json");
+    let matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) if !error.use_stderr() => {
+            // Help or version was asked for. A reader that has gone away has seen enough.
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => return Failure::usage(&error).report(wants_json),
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => return Failure::usage(&error).report(wants_json),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failure::from(error).report(cli.json),
+    };
+    let json = cli.json;
+    let outcome = runtime.block_on(run(cli));
+    // Reads of stdin cannot be cancelled; they must not hold up the exit.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(json),
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let mut output = Output::new(cli.json);
+    let server = cli.server;
+    match cli.command {
+        Command::Dev(dev) => dev::run(dev).await?,
+        Command::Start(start) => start::run(*start).await?,
+        Command::Topic(command) => topic::run(command, &server, &mut output).await?,
+        Command::Publish(publish) => publish::run(*publish, &server, &mut output).await?,
+        Command::Subscribe(subscribe) => subscribe::run(subscribe, &server, &mut output).await?,
+        Command::Cluster(command) => cluster::run(command, &server, &mut output).await?,
+        Command::Ca(command) => ca::run(command, &mut output)?,
+        Command::Config(command) => config::run(command, &mut output)?,
+        Command::Shard(command) => shard::run(command, &mut output)?,
+        Command::Version => output.version()?,
+    }
+    output.flush()
+}
+
+#[cfg(test)]
+mod tests;

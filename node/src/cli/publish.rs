@@ -1,0 +1,218 @@
+//! `weft publish`.
+
+use std::collections::VecDeque;
+use std::io::{IsTerminal, Read};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Map, Value, json};
+use weft_sdk::{Ack, Event, EventReceipt, Pending, Producer};
+
+use super::args::{AckLevel, Publish};
+use super::failure::Failure;
+use super::input::{self, Defaults, Source};
+use super::output::Output;
+use super::{encode, server};
+
+/// Receipts waited for with `--json`; the input is read no further meanwhile.
+const RECEIPTS_WAITING_MAX: usize = 65_536;
+
+pub(crate) async fn run(publish: Publish, servers: &[String], output: &mut Output) -> Result<(), Failure> {
+    if publish.key_column.is_some() && publish.csv.is_none() {
+        return Err(Failure::invalid("--key-column goes with --csv"));
+    }
+    let defaults = Defaults { event_type: publish.event_type.clone(), headers: headers(&publish.headers)? };
+    // Files are looked at before the cluster is: a wrong name is told at once.
+    let single = single(&publish, &defaults)?;
+    let client = server::connect(servers).await?;
+    let ack = match publish.ack {
+        AckLevel::Accepted => Ack::Accepted,
+        AckLevel::Committed => Ack::Committed,
+    };
+    let producer = client
+        .producer(&publish.topic)
+        .ack(ack)
+        .batch_bytes(publish.batch_bytes)
+        .patience(Duration::from_secs(publish.patience))
+        .open()
+        .await?;
+    if let Some(event) = single {
+        return one(&producer, event, output).await;
+    }
+    let source = match (publish.csv, publish.json_lines) {
+        (Some(path), _) => Source::Csv { path, key_column: publish.key_column },
+        (None, Some(path)) => Source::JsonLines(path),
+        (None, None) => return Err(Failure::invalid("nothing to publish: give --data, --file, --csv or --json-lines")),
+    };
+    many(&producer, source, defaults, output).await
+}
+
+fn headers(pairs: &[String]) -> Result<Vec<(String, String)>, Failure> {
+    let split = |pair: &String| {
+        let (name, value) = pair.split_once('=').ok_or_else(|| format!("--header {pair}: write NAME=VALUE"))?;
+        Ok((name.to_owned(), value.to_owned()))
+    };
+    pairs.iter().map(split).collect::<Result<_, String>>().map_err(Failure::invalid)
+}
+
+/// The event of `--data` or `--file`.
+fn single(publish: &Publish, defaults: &Defaults) -> Result<Option<Event>, Failure> {
+    let data = match (&publish.data, &publish.file) {
+        (Some(data), _) => Bytes::from(data.clone()),
+        (None, Some(path)) => {
+            let mut data = Vec::new();
+            let read = input::open(path)?.read_to_end(&mut data);
+            read.map_err(|error| Failure::from(error).context(&path.display().to_string()))?;
+            data.into()
+        }
+        (None, None) => return Ok(None),
+    };
+    Ok(Some(Event {
+        key: publish.key.clone().unwrap_or_default().into(),
+        data,
+        r#type: defaults.event_type.clone().unwrap_or_default(),
+        headers: defaults.headers.iter().cloned().collect(),
+        ..Event::default()
+    }))
+}
+
+async fn one(producer: &Producer, event: Event, output: &mut Output) -> Result<(), Failure> {
+    let key = event.key.clone();
+    let receipt = producer.send(event).await?.await?;
+    producer.close().await?;
+    let offset = receipt.offset.map_or_else(|| "not yet known".to_owned(), |offset| offset.to_string());
+    let nodes = receipt.batch.fsynced_nodes.join(", ");
+    let durable = if nodes.is_empty() { "accepted only".to_owned() } else { format!("on the disks of {nodes}") };
+    let sentence = format!("partition {} offset {offset} epoch {}, {durable}", receipt.partition, receipt.epoch);
+    output.say(&line(1, &key, &Ok(receipt)), sentence)
+}
+
+/// One line of `--json`.
+fn line(row: u64, key: &[u8], result: &Result<EventReceipt, weft_sdk::Error>) -> Value {
+    let mut object = Map::new();
+    object.insert("row".into(), row.into());
+    encode::put(&mut object, "key", key);
+    match result {
+        Ok(receipt) => {
+            let batch = &receipt.batch;
+            let ack = if batch.ack() == Ack::Accepted { "accepted" } else { "committed" };
+            object.insert("partition".into(), receipt.partition.into());
+            object.insert("offset".into(), receipt.offset.into());
+            object.insert("epoch".into(), receipt.epoch.into());
+            object.insert("ack".into(), ack.into());
+            object.insert("duplicate".into(), batch.duplicate.into());
+            object.insert("fsynced_nodes".into(), batch.fsynced_nodes.clone().into());
+            object.insert("fsynced_zones".into(), batch.fsynced_zones.clone().into());
+        }
+        Err(error) => {
+            let error = json!({
+                "code": error.code_name(), "message": error.to_string(), "retry": error.retry_name(),
+            });
+            object.insert("error".into(), error);
+        }
+    }
+    Value::Object(object)
+}
+
+/// Receipts on their way, in the order of the input.
+struct Receipts {
+    waiting: VecDeque<(u64, Bytes, Pending)>,
+}
+
+impl Receipts {
+    /// Prints what has come, and waits while there are more than `left`.
+    async fn print(&mut self, left: usize, output: &mut Output) -> Result<(), Failure> {
+        loop {
+            let full = self.waiting.len() > left;
+            let Some((row, key, pending)) = self.waiting.front_mut() else { return Ok(()) };
+            let result = if full { Some(pending.await) } else { pending.now_or_never() };
+            let Some(result) = result else { return Ok(()) };
+            output.line(line(*row, key, &result))?;
+            self.waiting.pop_front();
+        }
+    }
+}
+
+async fn many(producer: &Producer, source: Source, defaults: Defaults, output: &mut Output) -> Result<(), Failure> {
+    let started = Instant::now();
+    let progress = progress(output.json);
+    let mut rows = input::read(source, defaults);
+    let mut receipts = Receipts { waiting: VecDeque::new() };
+    let mut taken = 0u64;
+    let mut interrupted = false;
+    let mut broken = None;
+    let stop = tokio::signal::ctrl_c();
+    tokio::pin!(stop);
+    while broken.is_none() {
+        let chunk = tokio::select! {
+            biased;
+            _ = &mut stop => { interrupted = true; break; }
+            chunk = rows.recv() => match chunk {
+                Some(Ok(chunk)) => chunk,
+                Some(Err(failure)) => { broken = Some(failure); break; }
+                None => break,
+            },
+        };
+        for event in chunk {
+            let key = event.key.clone();
+            let sent = if output.json {
+                let sent = producer.send(event).await;
+                sent.map(|pending| receipts.waiting.push_back((taken + 1, key, pending)))
+            } else {
+                producer.push(event).await
+            };
+            if let Err(error) = sent {
+                broken = Some(Failure::from(error).context(&format!("row {}", taken + 1)));
+                break;
+            }
+            taken += 1;
+        }
+        progress.set_position(taken);
+        receipts.print(RECEIPTS_WAITING_MAX, output).await?;
+    }
+    drop(rows);
+    // What was taken is finished even after Ctrl-C; a second one ends the process at once.
+    let closing = async {
+        let closed = producer.close().await;
+        receipts.print(0, output).await?;
+        Ok::<_, Failure>(closed)
+    };
+    let closed = if interrupted {
+        tokio::select! { closed = closing => closed?, _ = tokio::signal::ctrl_c() => return Err(Failure::failed("interrupted twice")) }
+    } else {
+        closing.await?
+    };
+    progress.finish_and_clear();
+    let done = match &closed {
+        Ok(published) => published.events,
+        Err(_) => 0,
+    };
+    let seconds = started.elapsed().as_secs_f64();
+    if let Err(error) = closed {
+        return Err(Failure::from(error).context(&format!("not all of {taken} events were published")));
+    }
+    let summary =
+        format!("published {done} events in {seconds:.2} s ({:.0} events/s)", done as f64 / seconds.max(1e-9));
+    if let Some(failure) = broken {
+        return Err(failure.context(&summary));
+    }
+    if interrupted {
+        return Err(Failure::failed(format!("interrupted: {summary}")));
+    }
+    if output.json { Ok(()) } else { output.line(summary) }
+}
+
+/// A counter on stderr, if a person looks at it.
+fn progress(json: bool) -> ProgressBar {
+    if json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let progress = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {human_pos} events  {per_sec}  {elapsed}") {
+        progress.set_style(style);
+    }
+    progress.enable_steady_tick(Duration::from_millis(100));
+    progress
+}

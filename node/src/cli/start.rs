@@ -1,0 +1,75 @@
+//! `weft start`: one node, until it is told to stop.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::args::Start;
+use super::config;
+use super::failure::Failure;
+use crate::config::{LogConfig, LogFormat};
+use crate::host::disk::OsDisk;
+use crate::host::production::Production;
+
+pub(crate) async fn run(start: Start) -> Result<(), Failure> {
+    let config = config::load(&start.source, flags(&start))?;
+    log_to_stderr(&config.log)?;
+    let stop = CancellationToken::new();
+    tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            told_to_stop().await;
+            tracing::info!("stopping; once more to stop at once");
+            stop.cancel();
+            told_to_stop().await;
+            std::process::exit(1);
+        }
+    });
+    let host = Arc::new(Production::new(Arc::new(OsDisk)));
+    crate::run(config, host, stop).await.map_err(|error| Failure::failed(format!("{error:#}")))
+}
+
+/// The flags that were given: name, key, text.
+fn flags(start: &Start) -> Vec<(String, String, String)> {
+    let expect = start.bootstrap_expect.map(|count| count.to_string());
+    let seeds = (!start.seeds.is_empty()).then(|| start.seeds.join(","));
+    let given = [
+        ("--name", "node.name", &start.name),
+        ("--dir", "node.dir", &start.dir),
+        ("--zone", "node.zone", &start.zone),
+        ("--listen", "node.listen", &start.listen),
+        ("--peer-listen", "node.peer_listen", &start.peer_listen),
+        ("--admin-listen", "node.admin_listen", &start.admin_listen),
+        ("--seed", "node.seeds", &seeds),
+        ("--bootstrap-expect", "raft.bootstrap_expect", &expect),
+        ("--ca-cert", "tls.ca", &start.ca_cert),
+        ("--cert", "tls.cert", &start.cert),
+        ("--key", "tls.key", &start.key),
+    ];
+    let flag = |(name, key, text): (&str, &str, &Option<String>)| Some((name.into(), key.into(), text.clone()?));
+    given.into_iter().filter_map(flag).collect()
+}
+
+/// Logs go to stderr.
+pub(crate) fn log_to_stderr(config: &LogConfig) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(&config.filter)
+        .map_err(|error| Failure::invalid(format!("log.filter: `{}` is not right: {error}", config.filter)))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let set = match config.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    set.map_err(|error| Failure::failed(format!("log: {error}")))
+}
+
+/// Resolves at Ctrl-C or SIGTERM.
+pub(crate) async fn told_to_stop() {
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! { _ = tokio::signal::ctrl_c() => {}, () = terminate => {} }
+}

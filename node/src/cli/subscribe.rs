@@ -1,0 +1,137 @@
+//! `weft subscribe`.
+
+use serde_json::{Map, Value};
+use tokio::time::Duration;
+use weft_sdk::{Consumer, Event, Observer};
+
+use super::args::Subscribe;
+use super::failure::Failure;
+use super::output::Output;
+use super::{encode, server};
+
+/// Events of a group in flight; no more than are to be printed.
+const CREDIT: u64 = 256;
+/// Output is flushed when nothing came for this long.
+const QUIET: Duration = Duration::from_millis(20);
+
+/// One event with its place.
+struct Line<'a> {
+    partition: u32,
+    offset: u64,
+    epoch: u64,
+    attempt: Option<u32>,
+    event: &'a Event,
+}
+
+pub(crate) async fn run(subscribe: Subscribe, servers: &[String], output: &mut Output) -> Result<(), Failure> {
+    let client = server::connect(servers).await?;
+    let mut subscriber = client.subscriber(&subscribe.topic);
+    if let Some(start) = subscribe.from {
+        subscriber = subscriber.start(start);
+    }
+    if let Some(partition) = subscribe.partition {
+        subscriber = subscriber.partition(partition);
+    }
+    if subscribe.until_end {
+        subscriber = subscriber.until_end();
+    }
+    let count = subscribe.count.unwrap_or(u64::MAX);
+    if count == 0 {
+        return Ok(());
+    }
+    match &subscribe.group {
+        None => observe(subscriber.observe().await?, count, output).await,
+        Some(group) => {
+            let consumer = subscriber.credit(CREDIT.min(count)).group(group).await?;
+            consume(consumer, count, output).await
+        }
+    }
+}
+
+async fn observe(mut observer: Observer, count: u64, output: &mut Output) -> Result<(), Failure> {
+    let stop = tokio::signal::ctrl_c();
+    tokio::pin!(stop);
+    let mut printed = 0;
+    while printed < count {
+        let observed = tokio::select! {
+            biased;
+            _ = &mut stop => break,
+            observed = observer.next() => observed?,
+            () = tokio::time::sleep(QUIET), if output.is_dirty() => { output.flush()?; continue; }
+        };
+        let Some(observed) = observed else { break };
+        let event = observed.event()?;
+        let (partition, offset, epoch) = (observed.partition, observed.offset, observed.epoch);
+        print(&Line { partition, offset, epoch, attempt: None, event: &event }, output)?;
+        printed += 1;
+    }
+    Ok(())
+}
+
+/// Prints, then acks: an event is handled when it has been printed.
+async fn consume(mut consumer: Consumer, count: u64, output: &mut Output) -> Result<(), Failure> {
+    let stop = tokio::signal::ctrl_c();
+    tokio::pin!(stop);
+    let mut printed = 0;
+    // Printed, but perhaps still in the buffer.
+    let mut handled = Vec::new();
+    while printed < count {
+        let delivery = tokio::select! {
+            biased;
+            _ = &mut stop => break,
+            delivery = consumer.next() => delivery?,
+            () = tokio::time::sleep(QUIET), if output.is_dirty() => { ack(&mut handled, output)?; continue; }
+        };
+        let (partition, offset, epoch) = (delivery.partition, delivery.offset, delivery.epoch);
+        let attempt = Some(delivery.attempt);
+        print(&Line { partition, offset, epoch, attempt, event: &delivery.event }, output)?;
+        handled.push(delivery.handle);
+        // A quarter of the credit, so that the node never waits for us.
+        if handled.len() as u64 >= CREDIT / 4 {
+            ack(&mut handled, output)?;
+        }
+        printed += 1;
+    }
+    ack(&mut handled, output)?;
+    Ok(consumer.close().await?)
+}
+
+fn ack(handled: &mut Vec<weft_sdk::Handle>, output: &mut Output) -> Result<(), Failure> {
+    output.flush()?;
+    handled.drain(..).for_each(|handle| handle.ack());
+    Ok(())
+}
+
+fn print(line: &Line<'_>, output: &mut Output) -> Result<(), Failure> {
+    let Line { partition, offset, epoch, attempt, event } = line;
+    if !output.json {
+        let (key, data) = (encode::show(&event.key), encode::show(&event.data));
+        return output.line(format_args!("{partition}/{offset}\t{key}\t{data}"));
+    }
+    let mut object = Map::new();
+    object.insert("partition".into(), (*partition).into());
+    object.insert("offset".into(), (*offset).into());
+    object.insert("epoch".into(), (*epoch).into());
+    if let Some(attempt) = attempt {
+        object.insert("attempt".into(), (*attempt).into());
+    }
+    encode::put(&mut object, "key", &event.key);
+    for (name, value) in [
+        ("id", &event.id),
+        ("source", &event.source),
+        ("type", &event.r#type),
+        ("subject", &event.subject),
+        ("datacontenttype", &event.datacontenttype),
+    ] {
+        if !value.is_empty() {
+            object.insert(name.into(), value.clone().into());
+        }
+    }
+    object.insert("time_ms".into(), event.time_ms.into());
+    if !event.headers.is_empty() {
+        let headers = event.headers.iter().map(|(name, value)| (name.clone(), Value::from(value.clone())));
+        object.insert("headers".into(), Value::Object(headers.collect()));
+    }
+    encode::put(&mut object, "data", &event.data);
+    output.line(Value::Object(object))
+}

@@ -1,0 +1,79 @@
+use clap::{CommandFactory, Parser};
+
+use super::*;
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(line.split_whitespace())
+}
+
+#[test]
+fn the_commands_are_well_formed() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn commands_that_scripts_rely_on_are_understood() {
+    for line in [
+        "weft dev",
+        "weft dev --nodes 1 --dir /tmp/x --port 9000",
+        "weft start --config weft.toml --name n1 --dir d --listen 127.0.0.1:7400 --peer-listen 127.0.0.1:7401 \
+         --admin-listen 127.0.0.1:7403 --seed 127.0.0.1:7411 127.0.0.1:7421 --bootstrap-expect 3 --ca-cert ca.pem \
+         --cert n1.pem --key n1.key",
+        "weft start --seed 127.0.0.1:7411 --seed 127.0.0.1:7421 --set link.mtu=1400",
+        "weft --server 127.0.0.1:7410 topic create flights --partitions 8",
+        "weft topic list --json",
+        "weft topic describe flights",
+        "weft topic dump flights --json",
+        "weft topic delete flights",
+        "weft publish flights --key k --data d --json",
+        "weft publish flights --file data.bin",
+        "weft publish flights --csv flights.csv --key-column tailnum --ack accepted",
+        "weft publish flights --json-lines - --ack committed",
+        "weft subscribe flights --group g --from earliest --count 10 --json",
+        "weft subscribe flights --from 17",
+        "weft cluster members",
+        "weft cluster status --json",
+        "weft cluster shards",
+        "weft cluster transfer 3 n2",
+        "weft ca init --dir ca",
+        "weft ca issue n1 --dir ca --ip 127.0.0.1",
+        "weft config check --config weft.toml",
+        "weft config show",
+        "weft shard dump --dir d",
+        "weft version",
+    ] {
+        parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+}
+
+#[test]
+fn wrong_commands_are_refused_on_one_line() {
+    for (line, why) in [
+        ("weft publish flights", "required"),
+        ("weft publish flights --data a --file b", "cannot be used with"),
+        ("weft publish flights --csv f --key k", "cannot be used with"),
+        ("weft subscribe flights --from yesterday", "`earliest`, `now` or an offset"),
+        ("weft topic create", "NAME"),
+        ("weft cluster transfer x n1", "invalid"),
+        ("weft dev --nodes 0", "1..=9"),
+        ("weft tpic list", "tpic"),
+    ] {
+        let error = parse(line).expect_err(line);
+        let failure = Failure::usage(&error);
+        assert!(failure.message.contains(why), "{line}: {}", failure.message);
+        assert!(!failure.message.contains('\n'));
+    }
+}
+
+#[test]
+fn servers_come_as_lists_or_repeated() {
+    let cli = parse("weft --server a:1,b:1 --server c:1 version").unwrap();
+    assert_eq!(cli.server, ["a:1", "b:1", "c:1"]);
+}
+
+#[test]
+fn failures_are_objects_for_machines() {
+    let failure = Failure::from(weft_sdk::Error::Unreachable("n1".into()));
+    assert_eq!(failure.json()["code"], "NOT_READY");
+    assert_eq!(failure.json()["retry"], "SAME");
+}
