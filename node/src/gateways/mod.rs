@@ -1,3 +1,5 @@
 //! Code that translates a protocol. Gateways use the drivers' handles and the core, never each other.
 
 pub mod door;
+pub mod events;
+pub mod peer;

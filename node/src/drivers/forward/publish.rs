@@ -112,13 +112,12 @@ impl<T> Publisher<T> {
                     let patience = self.forward.inner.config.attempt_patience;
                     let patience = patience.min(slot.deadline.saturating_duration_since(now));
                     let (packed, ack) = (slot.packed.clone(), slot.ack);
-                    let (hint, tried) = (window.hint, window.tried);
-                    let (node, answer) = self.forward.attempt(*partition, packed, ack, patience, hint, tried);
+                    let made = self.forward.attempt(*partition, packed, ack, patience, window.redirect);
                     let attempt = self.attempts_made;
                     self.attempts_made += 1;
-                    window.sent(attempt, node);
+                    window.sent(attempt, made.node, made.owner);
                     let partition = *partition;
-                    self.attempts.push(answer.map(move |outcome| (partition, attempt, outcome)).boxed());
+                    self.attempts.push(made.answer.map(move |outcome| (partition, attempt, outcome)).boxed());
                     sent = true;
                 }
             }

@@ -42,15 +42,25 @@ enum State {
     Sent { attempt: u64, to: Option<NodeId> },
 }
 
+/// Whom to ask instead of the owner that the view shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Redirect {
+    /// What the view showed when the refusal came.
+    pub(super) believed: Option<NodeId>,
+    pub(super) to: NodeId,
+}
+
 /// The batches of one partition.
 pub(super) struct Window<T> {
     slots: VecDeque<Slot<T>>,
     under_way: usize,
     retry_at: Option<Instant>,
     pause: Duration,
-    /// Where to try next, as the last refusal said; and who was tried last.
-    pub(super) hint: Option<NodeId>,
-    pub(super) tried: Option<NodeId>,
+    /// A node that a refusal named, while the view does not know better.
+    pub(super) redirect: Option<Redirect>,
+    /// The owner that the view showed when a batch was sent last, and the node that it was sent to.
+    believed: Option<NodeId>,
+    tried: Option<NodeId>,
     /// A batch was answered with an error after which the client may send again, and none was stored since.
     broken: bool,
 }
@@ -62,7 +72,8 @@ impl<T> Default for Window<T> {
             under_way: 0,
             retry_at: None,
             pause: PAUSE_MIN,
-            hint: None,
+            redirect: None,
+            believed: None,
             tried: None,
             broken: false,
         }
@@ -104,9 +115,9 @@ impl<T> Window<T> {
         Some(slot)
     }
 
-    /// Notes the node that an attempt went to.
-    pub(super) fn sent(&mut self, attempt: u64, node: Option<NodeId>) {
-        self.tried = node.or(self.tried);
+    /// Notes the node that an attempt went to, and the owner as the view showed it.
+    pub(super) fn sent(&mut self, attempt: u64, node: Option<NodeId>, believed: Option<NodeId>) {
+        (self.tried, self.believed) = (node, believed);
         if let Some(slot) = self.slots.iter_mut().find(|slot| slot.is(attempt)) {
             slot.state = State::Sent { attempt, to: node };
         }
@@ -134,7 +145,8 @@ impl<T> Window<T> {
         slot.state = State::Waiting;
         slot.maybe_stored |= error.retry() == Retry::IfIdempotent;
         if slot.repeats(&error) && now < slot.deadline {
-            self.hint = (error.owner != 0).then_some(NodeId(error.owner));
+            let believed = self.believed;
+            self.redirect = (error.owner != 0).then_some(Redirect { believed, to: NodeId(error.owner) });
             slot.refused = Some(error);
             self.retry_at.get_or_insert(now + self.pause.mul_f64(0.75 + jitter / 2.0));
             self.pause = (self.pause * 2).min(PAUSE_MAX);
@@ -156,7 +168,7 @@ impl<T> Window<T> {
             }
         }
         if self.retry_at.is_some() && self.tried != Some(owner) {
-            (self.retry_at, self.hint, self.pause) = (Some(now), None, PAUSE_MIN);
+            (self.retry_at, self.pause) = (Some(now), PAUSE_MIN);
         }
     }
 
@@ -215,3 +227,7 @@ impl<T> Slot<T> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "window_tests.rs"]
+mod tests;

@@ -12,7 +12,6 @@ use weft_proto::v1::{Ack, Error, ErrorCode, Receipt, Retry};
 use super::queue::{Append, Permit, Work};
 use super::refusal::{disk_full, invalid, outcome_unknown, overloaded, refusal};
 use super::seat::Seat;
-use super::settings;
 use crate::host::Promise;
 
 /// Checks a batch and queues it; resolves to its receipt. Whatever can be said at once is an error at once.
@@ -102,7 +101,7 @@ fn check(view: &ClusterView, seat: &Seat, append: &ForwardAppend) -> Result<(Par
 }
 
 fn unknown_topic(view: &ClusterView, id: TopicId) -> Error {
-    if settings::gone(&view.registry, id) {
+    if view.registry.topic_gone(id) {
         return refusal(ErrorCode::UnknownTopic, Retry::Never, format!("topic {id} was deleted"));
     }
     // The sender's copy of the registry is ahead of this one.

@@ -68,7 +68,7 @@ impl Commons {
     }
 
     fn room_bytes(config: &ShardConfig) -> usize {
-        bytes_of(config.queue_bytes_max).max(weft_batch::BATCH_BYTES_MAX).min(Semaphore::MAX_PERMITS)
+        bytes_of(config.queue_bytes_max).clamp(weft_batch::BATCH_BYTES_MAX, Semaphore::MAX_PERMITS)
     }
 
     /// Bytes that wait or are being committed, over all shards.

@@ -66,7 +66,13 @@ impl Owner {
         metrics.proposals.inc();
         metrics.queued_bytes.set(self.seat.commons.queued_bytes());
         metrics.proposal_bytes.observe(entry.len() as f64);
-        let proposed = self.group.propose(entry).await;
+        // What was under way when leadership is lost may still be committed by another: those who wait are told so
+        // at once, for this replica may not hear of it for long.
+        let proposed = tokio::select! {
+            biased;
+            proposed = self.group.propose(entry) => proposed,
+            () = lost(self.leadership.clone(), leadership.epoch) => Err(ProposeError::Unknown),
+        };
         if proposed.is_err() {
             self.settled = None;
         }
@@ -126,7 +132,11 @@ impl Owner {
     }
 
     fn committed(&self, round: Round, committed: Committed) {
-        let outcome = committed.applied.downcast::<Outcome>().expect("the shard's machine returns an Outcome");
+        let Ok(outcome) = committed.applied.downcast::<Outcome>() else {
+            // It was applied as part of a snapshot: stored, but where is not known here.
+            let error = refusal::outcome_unknown("it was applied with a snapshot");
+            return round.works.into_iter().for_each(|work| work.refuse(&error));
+        };
         let witnesses = Witnesses::new(&self.view.borrow(), &committed.fsynced);
         let (mut appends, mut acks) = (outcome.appends.into_iter(), outcome.acks.into_iter());
         let metrics = &self.seat.commons.metrics;
@@ -148,6 +158,12 @@ impl Owner {
             }
         }
     }
+}
+
+/// Resolves when this node no longer acts under `epoch`.
+async fn lost(mut leadership: watch::Receiver<Leadership>, epoch: Epoch) {
+    // An error means that the group has stopped.
+    let _ = leadership.wait_for(|now| !now.acting || now.epoch != epoch).await;
 }
 
 /// What one proposal carries.

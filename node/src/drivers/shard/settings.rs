@@ -28,11 +28,12 @@ pub(super) fn add(entry: &mut ShardEntry, registry: &registry::State, shard: Sha
 fn add_topic(entry: &mut ShardEntry, registry: &registry::State, shard: ShardId, state: &State, topic: u32) {
     let id = TopicId(topic);
     let Some(record) = registry.topic_by_id(id) else { return };
-    let ours = partitions(registry, shard, id);
+    let ours: Vec<PartitionId> = registry.partitions_of_topic(shard, id).collect();
     for partition in &ours {
         let known = state.partition(*partition);
-        if known.is_none_or(|known| known.event_bytes_max() != record.event_bytes_max) {
-            let event_bytes_max = record.event_bytes_max;
+        let max = record.event_bytes_max;
+        if known.is_none_or(|known| max != 0 && known.event_bytes_max() != max) {
+            let event_bytes_max = max;
             entry.put_partitions.push(PutPartition { topic, partition: partition.index, event_bytes_max });
         }
     }
@@ -45,23 +46,12 @@ fn add_topic(entry: &mut ShardEntry, registry: &registry::State, shard: ShardId,
     }
 }
 
-fn partitions(registry: &registry::State, shard: ShardId, topic: TopicId) -> Vec<PartitionId> {
-    let all = registry.partitions_of_shard(shard);
-    all.skip_while(|id| id.topic < topic).take_while(|id| id.topic == topic).collect()
-}
-
 /// Only what the registry knows to be gone: a copy that lags does not know the newest topics.
 fn drop_topics(entry: &mut ShardEntry, registry: &registry::State, state: &State) {
     let mut last = None;
     for (partition, _) in state.partitions() {
-        if last.replace(partition.topic) != Some(partition.topic) && gone(registry, partition.topic) {
+        if last.replace(partition.topic) != Some(partition.topic) && registry.topic_gone(partition.topic) {
             entry.drop_topics.push(DropTopic { topic: partition.topic.0 });
         }
     }
-}
-
-/// Whether the registry's copy here knows that a topic was deleted. Ids are given in order and never again: one
-/// that is missing below one that is there is gone; above that, it may be too new for this copy.
-pub(super) fn gone(registry: &registry::State, topic: TopicId) -> bool {
-    registry.topic_by_id(topic).is_none() && registry.topics_all().any(|other| other.id > topic.0)
 }

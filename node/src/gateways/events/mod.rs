@@ -1,0 +1,160 @@
+//! The events door: `weft.v1.Events` over gRPC. Translates between clients' frames and the forward driver.
+
+mod config;
+mod credit;
+mod metrics;
+mod packing;
+mod publish;
+mod room;
+mod stream;
+mod subscribe;
+mod subscription;
+
+use std::sync::Arc;
+
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use weft_cluster::registry::limits::FEATURE_LEVEL;
+use weft_proto::internal::v1::{self as internal, RegistryCommand, TopicRecord, registry_command, registry_outcome};
+use weft_proto::v1::events_server;
+use weft_proto::v1::{
+    Error, ErrorCode, OpenProducerRequest, OpenProducerResponse, PublishRequest, PublishResponse, PublishStreamRequest,
+    PublishStreamResponse, SubscribeRequest, SubscribeResponse,
+};
+
+pub use config::EventsConfig;
+pub use metrics::Metrics;
+
+use metrics::Counted;
+use room::Room;
+
+use crate::drivers::forward::Forward;
+use crate::drivers::registry::Registry;
+use crate::host::{Host, Tasks};
+use crate::wire::{self, checks};
+
+/// Response messages that wait for a client on one stream.
+const RESPONSES_WAITING_MAX: usize = 4;
+
+/// The service. Cheap to clone.
+#[derive(Clone)]
+pub struct Events {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    forward: Forward,
+    registry: Registry,
+    config: EventsConfig,
+    metrics: Metrics,
+    host: Arc<dyn Host>,
+    tasks: Tasks,
+    room: Room,
+    /// Where the events without a key of the next unary publish go.
+    turn: std::sync::atomic::AtomicU32,
+}
+
+impl Events {
+    /// The service over these drivers; wrap it in an `EventsServer`.
+    pub fn new(
+        forward: Forward,
+        registry: Registry,
+        config: EventsConfig,
+        host: Arc<dyn Host>,
+        tasks: Tasks,
+    ) -> Events {
+        let room = Room::new(usize::try_from(config.publish_bytes_max.as_u64()).unwrap_or(usize::MAX));
+        let (metrics, turn) = (Metrics::default(), Default::default());
+        Events { inner: Arc::new(Inner { forward, registry, config, metrics, host, tasks, room, turn }) }
+    }
+
+    /// What it counts.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// A topic by name. One that this node does not know may be new: the registry is asked.
+    async fn topic(&self, namespace: &str, name: &str) -> Result<TopicRecord, Error> {
+        checks::topic(namespace, name)?;
+        if let Some(topic) = self.inner.forward.view().registry.topic(namespace, name) {
+            return Ok(topic.clone());
+        }
+        let registry = self.inner.registry.read(self.inner.config.open_patience).await?;
+        let unknown = || wire::error(ErrorCode::UnknownTopic, format!("there is no topic named {name:?}"));
+        registry.topic(namespace, name).cloned().ok_or_else(unknown)
+    }
+
+    /// Runs a registry command and returns its outcome.
+    async fn propose(&self, command: registry_command::Command) -> Result<registry_outcome::Outcome, Error> {
+        let command = RegistryCommand { level: FEATURE_LEVEL, command: Some(command) };
+        let outcome = self.inner.registry.propose(command, self.inner.config.open_patience).await?;
+        match outcome.outcome {
+            Some(registry_outcome::Outcome::Error(error)) => Err(error),
+            Some(outcome) => Ok(outcome),
+            None => Err(wire::error(ErrorCode::Internal, "the registry's outcome is empty")),
+        }
+    }
+
+    async fn producer(&self, name: String) -> Result<OpenProducerResponse, Error> {
+        if !name.is_empty() {
+            checks::name("producer", &name)?;
+        }
+        let command = registry_command::Command::OpenProducer(internal::OpenProducer { name });
+        match self.propose(command).await? {
+            registry_outcome::Outcome::Producer(producer) => {
+                Ok(OpenProducerResponse { producer_id: producer.id, producer_epoch: producer.epoch })
+            }
+            _ => Err(wire::error(ErrorCode::Internal, "the registry's outcome is not a producer")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl events_server::Events for Events {
+    async fn publish(&self, request: Request<PublishRequest>) -> Result<Response<PublishResponse>, Status> {
+        self.inner.metrics.publishes.inc();
+        publish::publish(self, request).await.map(Response::new).map_err(wire::status)
+    }
+
+    type PublishStreamStream = ReceiverStream<Result<PublishStreamResponse, Status>>;
+
+    async fn publish_stream(
+        &self,
+        request: Request<Streaming<PublishStreamRequest>>,
+    ) -> Result<Response<Self::PublishStreamStream>, Status> {
+        let (responses, responses_out) = tokio::sync::mpsc::channel(RESPONSES_WAITING_MAX);
+        let events = self.clone();
+        self.inner.tasks.spawn("publish stream", async move {
+            let _counted = Counted::new(&events.inner.metrics.publish_streams);
+            if let Err(status) = stream::serve(&events, request.into_inner(), &responses).await {
+                // A client that has gone does not want to know.
+                let _ = responses.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(responses_out)))
+    }
+
+    async fn open_producer(
+        &self,
+        request: Request<OpenProducerRequest>,
+    ) -> Result<Response<OpenProducerResponse>, Status> {
+        self.producer(request.into_inner().name).await.map(Response::new).map_err(wire::status)
+    }
+
+    type SubscribeStream = ReceiverStream<Result<SubscribeResponse, Status>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<SubscribeRequest>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let (responses, responses_out) = tokio::sync::mpsc::channel(RESPONSES_WAITING_MAX);
+        let events = self.clone();
+        self.inner.tasks.spawn("subscription", async move {
+            let _counted = Counted::new(&events.inner.metrics.subscriptions);
+            if let Err(status) = subscribe::serve(&events, request.into_inner(), &responses).await {
+                let _ = responses.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(responses_out)))
+    }
+}

@@ -1,0 +1,123 @@
+//! Unary publishes: events are packed per partition, and answered when all have a receipt or an error.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prost::Message;
+use tokio::time::Instant;
+use tonic::Request;
+use weft_proto::v1::{Ack, Error, PublishRequest, PublishResponse, PublishResult, Receipt, publish_result};
+
+use super::Events;
+use super::packing::{Packed, Packing};
+use crate::drivers::forward::Publisher;
+use crate::drivers::shard::refusal;
+use crate::wire::checks;
+
+/// Bytes of a batch packed from one request: as many as a request may hold.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+
+pub(super) async fn publish(events: &Events, request: Request<PublishRequest>) -> Result<PublishResponse, Error> {
+    let deadline = deadline(events, &request);
+    let request = request.into_inner();
+    checks::events_count(request.events.len())?;
+    let ack = checks::ack(request.ack)?;
+    let topic = events.topic(&request.namespace, &request.topic).await?;
+    let mut taken = events.inner.room.taken();
+    let room = events.inner.room.clone().wait(request.encoded_len());
+    match tokio::time::timeout(events.inner.config.publish_patience, room).await {
+        Ok(permit) => taken.add(permit),
+        Err(_) => {
+            events.inner.metrics.overloaded.inc();
+            return Err(refusal::overloaded("events.publish_bytes_max"));
+        }
+    }
+    let turn = events.inner.turn.fetch_add(1, Ordering::Relaxed);
+    let mut packing = Packing::new(topic, BATCH_BYTES_MAX, turn);
+    let mut publisher = events.inner.forward.publisher();
+    let mut results: Vec<Option<Result<Receipt, Error>>> = vec![None; request.events.len()];
+    let now = events.inner.host.wall();
+    for (index, event) in request.events.iter().enumerate() {
+        match packing.push(event, now, index) {
+            Ok(Some(full)) => push(&mut publisher, full, ack, deadline),
+            Ok(None) => {}
+            Err((index, error)) => results[index] = Some(Err(error)),
+        }
+    }
+    for partition in packing.partitions() {
+        if let Some(packed) = packing.take(partition.index) {
+            push(&mut publisher, packed, ack, deadline);
+        }
+    }
+    while !publisher.is_idle() {
+        for (names, outcome) in publisher.answers().await {
+            for (place, index) in names.into_iter().enumerate() {
+                results[index] = Some(each(&outcome, place));
+            }
+        }
+    }
+    let metrics = &events.inner.metrics;
+    let result = |result: Option<Result<Receipt, Error>>| {
+        let result = match result.expect("each event is packed and answered, or refused") {
+            Ok(receipt) => {
+                metrics.receipts.inc();
+                publish_result::Result::Receipt(receipt)
+            }
+            Err(error) => {
+                metrics.errors.inc();
+                publish_result::Result::Error(error)
+            }
+        };
+        PublishResult { result: Some(result) }
+    };
+    Ok(PublishResponse { results: results.into_iter().map(result).collect() })
+}
+
+fn push(publisher: &mut Publisher<Vec<usize>>, packed: Packed<usize>, ack: Ack, deadline: Instant) {
+    publisher.push(packed.partition, packed.batch, ack, deadline, packed.names);
+}
+
+/// The answer of one event of a batch.
+pub(super) fn each(outcome: &Result<Receipt, Error>, place: usize) -> Result<Receipt, Error> {
+    let mut receipt = outcome.clone()?;
+    receipt.offset = receipt.offset.map(|first| first + place as u64);
+    receipt.count = 1;
+    Ok(receipt)
+}
+
+/// The client's deadline (the grpc-timeout header), or the node's.
+fn deadline<T>(events: &Events, request: &Request<T>) -> Instant {
+    let default = events.inner.forward.publish_deadline();
+    let timeout = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout);
+    timeout.map_or(default, |timeout| default.min(Instant::now() + timeout))
+}
+
+/// Digits and a unit: H, M, S, m, u or n. Source: the gRPC over HTTP/2 specification.
+fn timeout(value: &str) -> Option<Duration> {
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count.checked_mul(3600)?),
+        "M" => Duration::from_secs(count.checked_mul(60)?),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_as_grpc_writes_them() {
+        let table =
+            [("5S", Some(5000)), ("250m", Some(250)), ("1M", Some(60_000)), ("S", None), ("", None), ("9x", None)];
+        for (text, millis) in table {
+            assert_eq!(timeout(text), millis.map(Duration::from_millis), "{text}");
+        }
+        assert_eq!(timeout("18446744073709551615H"), None, "no overflow");
+    }
+}
