@@ -14,16 +14,15 @@ use weft_sdk::Client;
 const HEALTHY_MAX: Duration = Duration::from_secs(60);
 
 /// The processes and their folders; dropped, all are killed and, unless kept, the folders removed.
-pub(crate) struct Cluster {
+pub struct Cluster {
     nodes: Vec<Node>,
     dir: TempDir,
 }
 
 /// One node: what it takes to start it, again and again.
-pub(crate) struct Node {
-    pub(crate) name: String,
-    /// Where clients connect.
-    pub(crate) listen: String,
+struct Node {
+    name: String,
+    listen: String,
     peer: String,
     admin: String,
     process: Option<Child>,
@@ -31,7 +30,7 @@ pub(crate) struct Node {
 
 impl Cluster {
     /// Makes a CA and `count` nodes, starts them and waits until the cluster is healthy.
-    pub(crate) async fn start(count: usize) -> Result<Cluster> {
+    pub async fn start(count: usize) -> Result<Cluster> {
         let dir = TempDir::with_prefix("weft-e2e-").context("make a folder for the nodes")?;
         let mut ports = free_ports(3 * count)?.into_iter().map(|port| format!("127.0.0.1:{port}"));
         let mut address = || ports.next().context("a free port");
@@ -60,7 +59,7 @@ impl Cluster {
     }
 
     /// Starts (or starts again) a node.
-    pub(crate) fn start_node(&mut self, index: usize) -> Result<()> {
+    pub fn start_node(&mut self, index: usize) -> Result<()> {
         let root = self.dir.path();
         let expect = self.nodes.len().to_string();
         let seeds: Vec<String> = self.nodes.iter().map(|node| node.peer.clone()).collect();
@@ -83,8 +82,18 @@ impl Cluster {
         Ok(())
     }
 
+    /// The process ids of the nodes that run.
+    pub fn pids(&self) -> Vec<u32> {
+        self.nodes.iter().filter_map(|node| node.process.as_ref().map(Child::id)).collect()
+    }
+
+    /// The names of the nodes, in their order.
+    pub fn names(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.name.clone()).collect()
+    }
+
     /// kill -9.
-    pub(crate) fn kill(&mut self, index: usize) -> Result<()> {
+    pub fn kill(&mut self, index: usize) -> Result<()> {
         if let Some(mut process) = self.nodes[index].process.take() {
             process.kill().context("kill a node")?;
             process.wait().context("reap a node")?;
@@ -93,7 +102,7 @@ impl Cluster {
     }
 
     /// Waits until a live node says that every shard has an owner and every replica is caught up.
-    pub(crate) async fn wait_healthy(&mut self, patience: Duration) -> Result<()> {
+    pub async fn wait_healthy(&mut self, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
         let mut last = String::from("no node has answered");
         while Instant::now() < deadline {
@@ -122,7 +131,7 @@ impl Cluster {
     }
 
     /// An error with the end of the log if a node that should run has ended.
-    pub(crate) fn check_alive(&mut self) -> Result<()> {
+    pub fn check_alive(&mut self) -> Result<()> {
         let root = self.dir.path().to_owned();
         for node in &mut self.nodes {
             let ended = node.process.as_mut().map(|process| process.try_wait()).transpose()?.flatten();
@@ -135,12 +144,12 @@ impl Cluster {
     }
 
     /// Where clients connect, in the order of the nodes' numbers.
-    pub(crate) fn addresses(&self) -> Vec<String> {
+    pub fn addresses(&self) -> Vec<String> {
         self.nodes.iter().map(|node| node.listen.clone()).collect()
     }
 
     /// Leaves the folders in place and says where they are.
-    pub(crate) fn keep(&mut self) -> PathBuf {
+    pub fn keep(&mut self) -> PathBuf {
         self.dir.disable_cleanup(true);
         self.dir.path().to_owned()
     }
@@ -184,7 +193,7 @@ fn binary() -> Result<PathBuf> {
 ///
 /// # Errors
 /// With what it said on stderr if it exits with another code than 0.
-pub(crate) fn weft(args: &[&str]) -> Result<String> {
+pub fn weft(args: &[&str]) -> Result<String> {
     let output = Command::new(binary()?).args(args).output().context("start weft")?;
     if !output.status.success() {
         bail!("weft {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
@@ -193,7 +202,7 @@ pub(crate) fn weft(args: &[&str]) -> Result<String> {
 }
 
 /// Opens a file of the repository, seen from its root.
-pub(crate) fn repository_file(path: &str) -> Result<File> {
+pub fn repository_file(path: &str) -> Result<File> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("e2e is a folder of the repository")?;
     File::open(root.join(path)).with_context(|| format!("open {path}"))
 }

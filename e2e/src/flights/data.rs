@@ -7,7 +7,7 @@ use bytes::Bytes;
 use clap::ValueEnum;
 use sha2::{Digest, Sha256};
 
-use crate::cluster::repository_file;
+use weft_e2e::cluster::repository_file;
 
 /// Column of the tail number, the key.
 const KEY_COLUMN: usize = 11;

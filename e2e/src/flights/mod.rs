@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use weft_e2e::cluster::{self, Cluster};
 use weft_sdk::Client;
 
-use crate::cluster::{self, Cluster};
 use crate::report::Report;
 use consume::Ledger;
 use data::{Break, ROWS, Row};

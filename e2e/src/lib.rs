@@ -1,0 +1,3 @@
+//! Clusters of real processes, for checks and for benchmarks.
+
+pub mod cluster;
