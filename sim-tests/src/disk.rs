@@ -216,7 +216,9 @@ impl SimDisk {
             for Change { path, before } in changes.into_iter().rev() {
                 if before.is_none() {
                     // A folder that never was takes with it what is in it.
-                    state.below(&path).iter().for_each(|name| drop(state.names.remove(name)));
+                    for name in state.below(&path) {
+                        state.names.remove(&name);
+                    }
                 } else if let Some(entry) = before {
                     state.names.insert(path, entry);
                 }

@@ -25,7 +25,7 @@ struct Trace {
 }
 
 thread_local! {
-    static TRACE: RefCell<Trace> = RefCell::new(Trace { messages: 0, bytes: 0, hash: Xxh3::new(), dump: None });
+    static TRACE: RefCell<Trace> = const { RefCell::new(Trace { messages: 0, bytes: 0, hash: Xxh3::new(), dump: None }) };
 }
 
 /// Starts a new trace on this thread. With `dump`, one line per message goes to that file: the first line that

@@ -1,9 +1,9 @@
 //! P1: an event with a COMMITTED receipt is in the log at its place, and a receipt names two nodes at least that
-//! have it fsynced. What was certainly refused is not there.
+//! have it fsynced. What was certainly refused is not there. At the end every event is on the disks of two nodes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::history::{Entry, What, final_log};
+use crate::history::{Entry, Place, What, final_log};
 
 /// What broke the promise.
 pub fn check(entries: &[Entry]) -> Vec<String> {
@@ -30,7 +30,26 @@ pub fn check(entries: &[Entry]) -> Vec<String> {
             _ => {}
         }
     }
+    on_a_majority(entries, &log, &mut broken);
     broken
+}
+
+/// Two of three replicas hold every event, if the disks were read at all.
+fn on_a_majority(entries: &[Entry], log: &BTreeMap<Place, u64>, broken: &mut Vec<String>) {
+    let mut copies: BTreeMap<Place, u32> = BTreeMap::new();
+    for entry in entries {
+        if let What::OnDisk { partition, offset, .. } = &entry.what {
+            *copies.entry((*partition, *offset)).or_default() += 1;
+        }
+    }
+    if !copies.is_empty() {
+        for ((partition, offset), id) in log {
+            let count = copies.get(&(*partition, *offset)).copied().unwrap_or_default();
+            if count < 2 {
+                broken.push(format!("event {id} at {partition}/{offset} is on the disks of {count} nodes"));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
