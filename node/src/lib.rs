@@ -5,6 +5,7 @@ pub mod config;
 pub mod drivers;
 pub mod gateways;
 pub mod host;
+pub mod telemetry;
 pub mod wire;
 
 /// Runs a node until `stop` is cancelled.

@@ -1,0 +1,229 @@
+//! `weft.v1.Cluster`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use futures::stream::{self, BoxStream, StreamExt};
+use tonic::{Request, Response};
+use weft_cluster::ids::{NodeId, ShardId};
+use weft_cluster::view::{ClusterView, MemberState};
+use weft_proto::internal::v1::ShardRecord;
+use weft_proto::v1::cluster_server::Cluster;
+use weft_proto::v1::{self, ErrorCode};
+
+use super::Status;
+use crate::telemetry::VERSION;
+use crate::wire::{error, status};
+
+type Answer<T> = Result<Response<T>, tonic::Status>;
+
+#[tonic::async_trait]
+impl Cluster for Status {
+    async fn list_members(&self, _: Request<v1::ListMembersRequest>) -> Answer<v1::ListMembersResponse> {
+        Ok(Response::new(v1::ListMembersResponse { members: members(&self.view()) }))
+    }
+
+    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::ClusterStatus> {
+        Ok(Response::new(summary(&self.view())))
+    }
+
+    async fn list_shards(&self, _: Request<v1::ListShardsRequest>) -> Answer<v1::ListShardsResponse> {
+        let view = self.view();
+        let shards = (0..view.registry.shards_total()).map(|shard| describe(&view, ShardId(shard)));
+        Ok(Response::new(v1::ListShardsResponse { shards: shards.collect() }))
+    }
+
+    async fn transfer_shard(&self, request: Request<v1::TransferShardRequest>) -> Answer<v1::TransferShardResponse> {
+        let v1::TransferShardRequest { shard, node } = request.into_inner();
+        self.transfer(ShardId(shard), &node).await.map(Response::new).map_err(status)
+    }
+
+    type WatchMembersStream = BoxStream<'static, Result<v1::WatchMembersResponse, tonic::Status>>;
+
+    async fn watch_members(&self, _: Request<v1::WatchMembersRequest>) -> Answer<Self::WatchMembersStream> {
+        Ok(Response::new(self.watch()))
+    }
+
+    async fn get_version(&self, _: Request<v1::GetVersionRequest>) -> Answer<v1::Version> {
+        let view = self.view();
+        Ok(Response::new(v1::Version {
+            version: VERSION.into(),
+            feature_level: view.registry.level(),
+            node: view.name_of(view.me),
+            cluster_id: view.registry.cluster_id(),
+        }))
+    }
+}
+
+impl Status {
+    async fn transfer(&self, shard: ShardId, name: &str) -> Result<v1::TransferShardResponse, v1::Error> {
+        let view = self.view();
+        let total = view.registry.shards_total();
+        if shard.0 >= total {
+            return Err(error(ErrorCode::NotFound, format!("there is no shard {}: the cluster has {total}", shard.0)));
+        }
+        let node = view.node_named(name).ok_or_else(|| {
+            let known: Vec<_> = view.registry.nodes().map(|node| node.name.as_str()).collect();
+            error(ErrorCode::NotFound, format!("there is no node {name:?}; there are {}", known.join(", ")))
+        })?;
+        let holders: Vec<NodeId> = view.replicas_of(shard).collect();
+        if !holders.contains(&node) {
+            let holders: Vec<_> = holders.into_iter().map(|node| view.name_of(node)).collect();
+            let holders = holders.join(", ");
+            return Err(error(
+                ErrorCode::FailedPrecondition,
+                format!("node {name:?} holds no replica of shard {}; {holders} do", shard.0),
+            ));
+        }
+        if let Some(owner) = view.owner_of_shard(shard).filter(|owner| owner.node == node) {
+            return Ok(v1::TransferShardResponse { epoch: owner.epoch.0 });
+        }
+        if !view.usable(node) {
+            return Err(error(ErrorCode::FailedPrecondition, format!("node {name:?} does not answer")));
+        }
+        let epoch = self.backend.transfer(shard, node).await?;
+        Ok(v1::TransferShardResponse { epoch: epoch.0 })
+    }
+
+    /// The live members at once, then at each change of them; ends when the node stops.
+    fn watch(&self) -> BoxStream<'static, Result<v1::WatchMembersResponse, tonic::Status>> {
+        let mut view = self.view.clone();
+        view.mark_changed();
+        let next = |(mut view, mut last): (tokio::sync::watch::Receiver<Arc<ClusterView>>, Option<_>)| async move {
+            loop {
+                view.changed().await.ok()?;
+                let members = live(&view.borrow_and_update());
+                if last.as_ref() != Some(&members) {
+                    last = Some(members.clone());
+                    return Some((Ok(v1::WatchMembersResponse { members }), (view, last)));
+                }
+            }
+        };
+        stream::unfold((view, None), next).take_until(self.stop.clone().cancelled_owned()).boxed()
+    }
+}
+
+/// Live members without the counts, which change with every failover.
+fn live(view: &ClusterView) -> Vec<v1::Member> {
+    let alive = |member: &v1::Member| member.state() == v1::MemberState::Alive;
+    let bare = |member| v1::Member { shards_owned: 0, replicas: 0, ..member };
+    members(view).into_iter().filter(alive).map(bare).collect()
+}
+
+/// Every node that the registry or gossip knows, by id. One whose name went over to another node is left out.
+fn members(view: &ClusterView) -> Vec<v1::Member> {
+    let mut owned: BTreeMap<NodeId, u32> = BTreeMap::new();
+    view.owners.values().for_each(|owner| *owned.entry(owner.node).or_default() += 1);
+    let mut replicas: BTreeMap<u64, u32> = BTreeMap::new();
+    let held = view.registry.shards().flat_map(|row| &row.replicas);
+    held.for_each(|replica| *replicas.entry(replica.node).or_default() += 1);
+
+    let registered = view.registry.nodes().map(|node| NodeId(node.id));
+    let ids: BTreeSet<NodeId> = registered.chain(view.members.keys().copied()).collect();
+    let taken = |id: &NodeId| {
+        let named = view.members.get(id).and_then(|member| view.registry.node_by_name(&member.name));
+        named.is_some_and(|node| node.id != id.0)
+    };
+    let present = ids.into_iter().filter(|id| !taken(id));
+    present
+        .map(|id| v1::Member {
+            shards_owned: owned.get(&id).copied().unwrap_or(0),
+            replicas: replicas.get(&id.0).copied().unwrap_or(0),
+            ..member(view, id)
+        })
+        .collect()
+}
+
+/// Gossip knows newer addresses than the registry; the registry knows those that gossip has not met.
+fn member(view: &ClusterView, id: NodeId) -> v1::Member {
+    let record = view.registry.node(id);
+    let voter = record.is_some_and(|record| record.registry_replica_id != 0);
+    if let Some(member) = view.members.get(&id) {
+        let state = match member.state {
+            MemberState::Alive => v1::MemberState::Alive,
+            MemberState::Suspect => v1::MemberState::Suspect,
+            MemberState::Down => v1::MemberState::Down,
+            MemberState::Left => v1::MemberState::Left,
+        };
+        return v1::Member {
+            id: id.0,
+            name: member.name.clone(),
+            zone: member.zone.clone(),
+            state: state.into(),
+            generation: member.generation.0,
+            client_address: member.client_address.clone(),
+            peer_address: member.peer_address.clone(),
+            version: member.version.clone(),
+            voter,
+            ..Default::default()
+        };
+    }
+    let record = record.cloned().unwrap_or_default();
+    let state = if id == view.me { v1::MemberState::Alive } else { v1::MemberState::Down };
+    v1::Member {
+        id: id.0,
+        name: record.name,
+        zone: record.zone,
+        state: state.into(),
+        generation: record.generation,
+        client_address: record.client_address,
+        peer_address: record.peer_address,
+        version: record.version,
+        voter,
+        ..Default::default()
+    }
+}
+
+fn summary(view: &ClusterView) -> v1::ClusterStatus {
+    let members = members(view);
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let shards_total = view.registry.shards_total();
+    let shards = || (0..shards_total).map(ShardId);
+    let owned = count(shards().filter(|shard| view.owner_of_shard(*shard).is_some()).count());
+    let underreplicated = count(shards().filter(|shard| underreplicated(view, *shard)).count());
+    let leader = view.registry_leader.filter(|leader| view.usable(*leader));
+    v1::ClusterStatus {
+        cluster_id: view.registry.cluster_id(),
+        node: view.name_of(view.me),
+        members_alive: count(members.iter().filter(|member| member.state() == v1::MemberState::Alive).count()),
+        members_total: count(members.len()),
+        registry_leader: leader.map(|leader| view.name_of(leader)).unwrap_or_default(),
+        registry_index: view.registry.applied().map_or(0, |applied| applied.index),
+        shards_total,
+        shards_owned: owned,
+        shards_underreplicated: underreplicated,
+        topics: count(view.registry.topics_count()),
+        feature_level: view.registry.level(),
+        healthy: shards_total > 0 && leader.is_some() && owned == shards_total && underreplicated == 0,
+    }
+}
+
+/// Too few replicas for the nodes there are, one on a node that does not answer, or one that is being filled.
+fn underreplicated(view: &ClusterView, shard: ShardId) -> bool {
+    let wanted = (view.registry.replication() as usize).min(view.registry.nodes().count());
+    let moving = view.registry.shard(shard).is_some_and(|row| !row.target.is_empty());
+    moving || view.replicas_of(shard).filter(|node| view.usable(*node)).count() < wanted
+}
+
+fn describe(view: &ClusterView, shard: ShardId) -> v1::Shard {
+    let owner = view.owner_of_shard(shard);
+    v1::Shard {
+        shard: shard.0,
+        owner: owner.map(|owner| view.name_of(owner.node)).unwrap_or_default(),
+        epoch: owner.map_or(0, |owner| owner.epoch.0),
+        replicas: view.replicas_of(shard).map(|node| view.name_of(node)).collect(),
+        moving: view.registry.shard(shard).map(|row| moving(view, row)).unwrap_or_default(),
+    }
+}
+
+/// The nodes that are in one of replicas and target only.
+fn moving(view: &ClusterView, row: &ShardRecord) -> Vec<String> {
+    if row.target.is_empty() {
+        return Vec::new();
+    }
+    let nodes = |replicas: &[weft_proto::internal::v1::ReplicaRecord]| -> BTreeSet<u64> {
+        replicas.iter().map(|replica| replica.node).collect()
+    };
+    let (now, then) = (nodes(&row.replicas), nodes(&row.target));
+    now.symmetric_difference(&then).map(|node| view.name_of(NodeId(*node))).collect()
+}

@@ -1,0 +1,144 @@
+//! `weft.v1.Topics`.
+
+use std::collections::BTreeMap;
+
+use tonic::{Request, Response};
+use weft_cluster::ids::{PartitionId, TopicId};
+use weft_cluster::registry::{State, names};
+use weft_cluster::view::ClusterView;
+use weft_proto::internal::v1::registry_command::Command;
+use weft_proto::internal::v1::registry_outcome::Outcome;
+use weft_proto::internal::v1::{CreateTopic, DeleteTopic, PartitionStat, TopicRecord};
+use weft_proto::v1::topics_server::Topics;
+use weft_proto::v1::{self, ErrorCode};
+
+use super::{READ_PATIENCE, SETTLE_PATIENCE, SETTLE_PAUSE, Status, unexpected};
+use crate::wire::{checks, error, status};
+
+type Answer<T> = Result<Response<T>, tonic::Status>;
+
+#[tonic::async_trait]
+impl Topics for Status {
+    async fn create_topic(&self, request: Request<v1::CreateTopicRequest>) -> Answer<v1::Topic> {
+        self.create(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn describe_topic(&self, request: Request<v1::DescribeTopicRequest>) -> Answer<v1::TopicDescription> {
+        self.describe(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn list_topics(&self, request: Request<v1::ListTopicsRequest>) -> Answer<v1::ListTopicsResponse> {
+        let namespace = request.into_inner().namespace;
+        checks::name("namespace", names::namespace_or_default(&namespace)).map_err(status)?;
+        // The newest list if the registry answers, else the one that is here.
+        let registry = self.backend.read(READ_PATIENCE).await.unwrap_or_else(|_| self.view().registry.clone());
+        Ok(Response::new(v1::ListTopicsResponse { topics: registry.topics(&namespace).map(topic).collect() }))
+    }
+
+    async fn delete_topic(&self, request: Request<v1::DeleteTopicRequest>) -> Answer<v1::DeleteTopicResponse> {
+        let v1::DeleteTopicRequest { name, namespace } = request.into_inner();
+        checks::topic(&namespace, &name).map_err(status)?;
+        let command = Command::DeleteTopic(DeleteTopic { namespace, name });
+        self.change(command).await.map(|_| Response::new(v1::DeleteTopicResponse {})).map_err(status)
+    }
+}
+
+impl Status {
+    async fn create(&self, request: v1::CreateTopicRequest) -> Result<v1::Topic, v1::Error> {
+        let v1::CreateTopicRequest { name, partitions, event_bytes_max, namespace } = checks::create_topic(request)?;
+        let pool = String::new();
+        let command = Command::CreateTopic(CreateTopic { namespace, name, partitions, event_bytes_max, pool });
+        let Outcome::Topic(record) = self.change(command).await? else { return Err(unexpected()) };
+        self.settle(&record).await;
+        Ok(topic(&record))
+    }
+
+    /// Waits until the owners serve the new partitions, so that a publish that follows need not. The topic is there
+    /// in any case: a shard without an owner delays the answer, but does not turn it into an error.
+    async fn settle(&self, record: &TopicRecord) {
+        let mut missing = partitions(record);
+        let asked = async {
+            while !missing.is_empty() {
+                for stat in self.backend.stats(&missing.clone(), SETTLE_PATIENCE).await {
+                    missing.retain(|partition| partition.index != stat.partition);
+                }
+                if !missing.is_empty() {
+                    tokio::time::sleep(SETTLE_PAUSE).await;
+                }
+            }
+        };
+        if tokio::time::timeout(SETTLE_PATIENCE, asked).await.is_err() {
+            tracing::warn!(topic = record.name, "owners of the new topic's partitions do not answer yet");
+        }
+    }
+
+    async fn describe(&self, request: v1::DescribeTopicRequest) -> Result<v1::TopicDescription, v1::Error> {
+        let v1::DescribeTopicRequest { name, namespace } = request;
+        checks::topic(&namespace, &name)?;
+        let view = self.view();
+        let mut registry = view.registry.clone();
+        if registry.topic(&namespace, &name).is_none() {
+            // It may be newer than this node's copy.
+            registry = self.backend.read(READ_PATIENCE).await?;
+        }
+        let record = registry.topic(&namespace, &name).ok_or_else(|| unknown_topic(&namespace, &name))?;
+        let stats = self.backend.stats(&partitions(record), READ_PATIENCE).await;
+        let stats: BTreeMap<u32, PartitionStat> = stats.into_iter().map(|stat| (stat.partition, stat)).collect();
+        let described = partitions(record).into_iter().map(|id| partition(&view, id, stats.get(&id.index)));
+        Ok(v1::TopicDescription {
+            topic: Some(topic(record)),
+            partitions: described.collect(),
+            groups: groups(&registry, TopicId(record.id), &stats),
+        })
+    }
+}
+
+fn unknown_topic(namespace: &str, name: &str) -> v1::Error {
+    let namespace = names::namespace_or_default(namespace);
+    error(ErrorCode::UnknownTopic, format!("there is no topic {namespace}/{name}"))
+}
+
+fn topic(record: &TopicRecord) -> v1::Topic {
+    v1::Topic {
+        id: record.id,
+        name: record.name.clone(),
+        namespace: record.namespace.clone(),
+        partitions: record.partitions,
+        event_bytes_max: record.event_bytes_max,
+        pool: record.pool.clone(),
+        created_ms: record.created_ms,
+    }
+}
+
+fn partitions(record: &TopicRecord) -> Vec<PartitionId> {
+    (0..record.partitions).map(|index| PartitionId { topic: TopicId(record.id), index }).collect()
+}
+
+fn partition(view: &ClusterView, id: PartitionId, stat: Option<&PartitionStat>) -> v1::PartitionDescription {
+    let shard = view.shard_of(id);
+    let owner = view.owner_of(id);
+    v1::PartitionDescription {
+        partition: id.index,
+        shard: shard.map_or(0, |shard| shard.0),
+        owner: owner.map(|owner| view.name_of(owner.node)).unwrap_or_default(),
+        epoch: stat.map(|stat| stat.epoch).or(owner.map(|owner| owner.epoch.0)).unwrap_or(0),
+        replicas: shard.into_iter().flat_map(|shard| view.replicas_of(shard)).map(|node| view.name_of(node)).collect(),
+        start_offset: stat.map(|stat| stat.start_offset),
+        end_offset: stat.map(|stat| stat.end_offset),
+        bytes: stat.map(|stat| stat.bytes),
+    }
+}
+
+fn groups(registry: &State, topic: TopicId, stats: &BTreeMap<u32, PartitionStat>) -> Vec<v1::GroupDescription> {
+    let cursors = |group: u32| {
+        stats.values().filter_map(move |stat| {
+            let cursor = stat.groups.iter().find(|cursor| cursor.group == group)?;
+            let lag = stat.end_offset.saturating_sub(cursor.acked_below).saturating_sub(cursor.acked_above);
+            Some(v1::GroupCursor { partition: stat.partition, acked_below: cursor.acked_below, lag })
+        })
+    };
+    let groups = registry.groups_of(topic);
+    groups
+        .map(|group| v1::GroupDescription { name: group.name.clone(), cursors: cursors(group.id).collect() })
+        .collect()
+}

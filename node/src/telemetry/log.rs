@@ -1,0 +1,39 @@
+//! Log lines on stderr.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{LogConfig, LogFormat};
+
+/// Sends the process's log lines to stderr in the form and of the levels that `config` names. For `main` only: it
+/// serves the whole process, and can be called once.
+///
+/// # Errors
+/// One sentence: the filter cannot be read, or the log was started before.
+pub fn start(config: &LogConfig) -> Result<(), String> {
+    let filter = filter(&config.filter)?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = match config.format {
+        LogFormat::Text => lines.try_init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).try_init(),
+    };
+    started.map_err(|error| format!("start the log: {error}"))
+}
+
+fn filter(text: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(text).map_err(|error| {
+        format!("log.filter: `{text}` is not understood ({error}); use levels like `info` or `info,weft_node::drivers=debug`")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_checked() {
+        assert!(filter("info,openraft=warn").is_ok());
+        assert!(filter(&LogConfig::default().filter).is_ok());
+        let error = filter("weft=loud").expect_err("no such level");
+        assert!(error.contains("log.filter: `weft=loud`"), "{error}");
+    }
+}
