@@ -1,4 +1,6 @@
-//! The Weft node: drivers do, gateways translate, `run` wires.
+//! The Weft node: `cluster` decides, drivers do, gateways translate, and `run` here wires them.
+//!
+//! Production, `weft dev` and the simulator all call `run`, each with a `Host` of its own.
 
 pub mod cli;
 pub mod config;
@@ -8,11 +10,289 @@ pub mod host;
 pub mod telemetry;
 pub mod wire;
 
-/// Runs a node until `stop` is cancelled.
-pub async fn run(
-    _config: config::Config,
-    _host: std::sync::Arc<dyn host::Host>,
-    _stop: tokio_util::sync::CancellationToken,
-) -> anyhow::Result<()> {
-    anyhow::bail!("not wired yet")
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use weft_cluster::registry::limits::FEATURE_LEVEL;
+use weft_proto::internal::v1::NodeRecord;
+use weft_proto::v1::events_server::EventsServer;
+
+use crate::config::Config;
+use crate::drivers::forward::Forward;
+use crate::drivers::gossip::Gossip;
+use crate::drivers::link::{self, Links};
+use crate::drivers::pki;
+use crate::drivers::raft::{self, Rafts};
+use crate::drivers::shard::Shards;
+use crate::drivers::storage::{Identity, Storage};
+use crate::gateways::admin::Admin;
+use crate::gateways::door;
+use crate::gateways::events::Events;
+use crate::gateways::peer::Peer;
+use crate::gateways::status::{Drivers, Status};
+use crate::host::{Host, Listener, Tasks};
+use crate::telemetry::{Metrics, VERSION};
+
+/// How long tasks may take to notice that they are cancelled.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Runs a node until `stop` is cancelled, then drains and stops it in order.
+///
+/// # Errors
+/// What keeps it from starting (the data folder, the certificates, an address in use), or a vital task
+/// that ended while it ran.
+pub async fn run(config: Config, host: Arc<dyn Host>, stop: CancellationToken) -> Result<()> {
+    let tasks = Tasks::new(host.clone());
+    let started = tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        node = Node::start(&config, host, tasks.clone()) => Some(node),
+    };
+    let Some(node) = started else {
+        tasks.stop(CANCEL_PATIENCE).await;
+        return Ok(());
+    };
+    let node = match node {
+        Ok(node) => node,
+        Err(error) => {
+            tasks.stop(CANCEL_PATIENCE).await;
+            return Err(error);
+        }
+    };
+    let failed = tokio::select! {
+        biased;
+        () = stop.cancelled() => false,
+        () = tasks.failed() => true,
+    };
+    node.stop(config.node.stop_patience).await;
+    ensure!(!failed, "a vital task ended; its error is in the log above");
+    Ok(())
+}
+
+/// A node that runs.
+struct Node {
+    tasks: Tasks,
+    storage: Storage,
+    links: Links,
+    gossip: Gossip,
+    rafts: Rafts,
+    stopping: Stopping,
+}
+
+/// The steps of a stop.
+#[derive(Default)]
+struct Stopping {
+    /// Not ready any more: hand over, finish.
+    draining: CancellationToken,
+    /// No new connection; those open end in order.
+    doors: CancellationToken,
+}
+
+/// The addresses of a node, bound and told.
+struct Doors {
+    client: Box<dyn Listener>,
+    admin: Box<dyn Listener>,
+    client_address: String,
+    peer_address: SocketAddr,
+}
+
+impl Node {
+    async fn start(config: &Config, host: Arc<dyn Host>, tasks: Tasks) -> Result<Node> {
+        let credentials = pki::load(&*host.disk(), &config.tls.ca, &config.tls.cert, &config.tls.key)?;
+        let name = node_name(config, &credentials.name)?;
+        let doors = Doors::open(config, &*host).await?;
+        let dir = &config.node.dir;
+        let (storage, recovered) = Storage::open(host.clone(), dir.clone(), config.storage.clone(), &tasks)
+            .await
+            .with_context(|| format!("open the data folder {}", dir.display()))?;
+        let identity = storage.identity();
+        let me = record(config, &name, &identity, &doors);
+        tracing::info!(node = %identity.node, name, version = VERSION, clients = doors.client_address, "starting");
+
+        let bind = config.node.peer_listen;
+        let hello = hello(config, &me, &identity, &doors);
+        let links = Links::start(host.clone(), config.link.clone(), bind, hello, credentials, &tasks)
+            .await
+            .with_context(|| format!("open links on {bind}"))?;
+        let seeds = config.node.seeds.clone();
+        let gossip = Gossip::start(host.clone(), config.gossip.clone(), links.clone(), seeds.clone(), &tasks);
+        let (rafts, registry) = Rafts::open(raft::Parts {
+            host: host.clone(),
+            tasks: tasks.clone(),
+            storage: storage.clone(),
+            recovered,
+            links: links.clone(),
+            members: gossip.members(),
+            me,
+            seeds,
+            config: config.raft.clone(),
+        })
+        .await
+        .context("start the Raft groups")?;
+        let view = registry.view();
+        let shards = Shards::start(
+            host.clone(),
+            storage.clone(),
+            links.clone(),
+            view.clone(),
+            config.shards.clone(),
+            tasks.clone(),
+        );
+        rafts.serve(shards.clone()).await.context("start the shards")?;
+        links.serve(Arc::new(Peer::new(rafts.clone(), shards.clone(), gossip.clone())));
+
+        let forward = Forward::new(
+            shards.clone(),
+            links.clone(),
+            view.clone(),
+            config.forward.clone(),
+            host.clone(),
+            tasks.clone(),
+        );
+        let events = Events::new(forward.clone(), registry.clone(), config.events.clone(), host.clone(), tasks.clone());
+        let metrics = Metrics::new(&name);
+        let door_metrics = door::Metrics::default();
+        metrics.register(|registry| {
+            storage.metrics().register(registry);
+            links.register(registry);
+            gossip.register(registry);
+            shards.metrics().register(registry);
+            forward.metrics().register(registry);
+            events.metrics().register(registry);
+            door_metrics.register(registry);
+        });
+
+        let stopping = Stopping::default();
+        let drivers = Drivers { registry, rafts: rafts.clone(), forward };
+        let status = Status::new(Arc::new(drivers), view.clone(), stopping.doors.clone());
+        let routes = routes(&events, &status, config).await?;
+        let api = config.api.clone();
+        let api = door::serve(doors.client, routes, api, door_metrics, tasks.clone(), stopping.doors.clone());
+        tasks.spawn("api", async move {
+            if let Err(error) = api.await {
+                tracing::error!(%error, "the door for clients failed");
+            }
+        });
+        Admin::new(host, metrics, view, Arc::new(rafts.clone()), stopping.draining.clone()).serve(
+            doors.admin,
+            &tasks,
+            stopping.doors.clone(),
+        );
+        Ok(Node { tasks, storage, links, gossip, rafts, stopping })
+    }
+
+    /// Drains, then stops from the doors inwards; after this the data folder is free.
+    async fn stop(self, patience: Duration) {
+        tracing::info!("stopping");
+        self.stopping.draining.cancel();
+        self.rafts.drain(patience / 2).await;
+        self.stopping.doors.cancel();
+        self.gossip.leave().await;
+        self.rafts.stop().await;
+        self.storage.close().await;
+        self.links.close().await;
+        self.tasks.stop(CANCEL_PATIENCE).await;
+        tracing::info!("stopped");
+    }
+}
+
+impl Doors {
+    async fn open(config: &Config, host: &dyn Host) -> Result<Doors> {
+        let node = &config.node;
+        let client =
+            host.listen(node.listen).await.with_context(|| format!("listen for clients on {}", node.listen))?;
+        let admin = host
+            .listen(node.admin_listen)
+            .await
+            .with_context(|| format!("listen for operators on {}", node.admin_listen))?;
+        let peer = node.peer_address();
+        let peer_address = *host
+            .resolve(&peer)
+            .await
+            .with_context(|| format!("resolve the address told to other nodes, {peer}"))?
+            .first()
+            .with_context(|| format!("{peer} has no address"))?;
+        ensure!(
+            !peer_address.ip().is_unspecified(),
+            "node.peer_advertise: {peer} is no address that other nodes can reach; name one, or bind \
+             node.peer_listen to one"
+        );
+        let client_address = match node.advertise.is_empty() {
+            true => {
+                SocketAddr::new(reachable(client.local_addr(), peer_address), client.local_addr().port()).to_string()
+            }
+            false => node.advertise.clone(),
+        };
+        Ok(Doors { client, admin, client_address, peer_address })
+    }
+}
+
+/// The IP told to clients: the one listened on, or, if that is all, the one told to other nodes.
+fn reachable(listen: SocketAddr, peer: SocketAddr) -> IpAddr {
+    if listen.ip().is_unspecified() { peer.ip() } else { listen.ip() }
+}
+
+/// The node's name: the certificate's. A name that is configured must be that one.
+fn node_name(config: &Config, certified: &str) -> Result<String> {
+    let name = &config.node.name;
+    ensure!(
+        name.is_empty() || name == certified,
+        "node.name is `{name}`, but the certificate {} is for `{certified}`: they must agree",
+        config.tls.cert.display()
+    );
+    Ok(certified.to_owned())
+}
+
+/// This node, as the registry should know it.
+fn record(config: &Config, name: &str, identity: &Identity, doors: &Doors) -> NodeRecord {
+    NodeRecord {
+        id: identity.node.0,
+        name: name.to_owned(),
+        zone: config.node.zone.clone(),
+        generation: identity.generation.0,
+        client_address: doors.client_address.clone(),
+        peer_address: doors.peer_address.to_string(),
+        weight: config.node.weight,
+        version: VERSION.to_owned(),
+        level_max: FEATURE_LEVEL,
+        registry_replica_id: 0,
+    }
+}
+
+/// This node, as it greets its peers.
+fn hello(config: &Config, me: &NodeRecord, identity: &Identity, doors: &Doors) -> link::Me {
+    link::Me {
+        id: identity.node,
+        name: me.name.clone(),
+        zone: config.node.zone.clone(),
+        generation: identity.generation,
+        secret: identity.secret,
+        cluster: identity.cluster.unwrap_or(0),
+        client_address: doors.client_address.clone(),
+        peer_address: doors.peer_address,
+        version: VERSION.to_owned(),
+        level_max: FEATURE_LEVEL,
+    }
+}
+
+/// Everything a client can call.
+async fn routes(events: &Events, status: &Status, config: &Config) -> Result<Routes> {
+    let message_bytes_max = usize::try_from(config.api.message_bytes_max.as_u64()).unwrap_or(usize::MAX);
+    let (cluster, topics) = status.services();
+    let (health, health_service) = tonic_health::server::health_reporter();
+    for service in ["", "weft.v1.Events", "weft.v1.Topics", "weft.v1.Cluster"] {
+        health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
+    }
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(weft_proto::v1::DESCRIPTORS)
+        .build_v1()
+        .context("build gRPC reflection from the API's descriptors")?;
+    let events = EventsServer::new(events.clone())
+        .max_decoding_message_size(message_bytes_max)
+        .max_encoding_message_size(message_bytes_max);
+    Ok(Routes::new(events).add_service(topics).add_service(cluster).add_service(health_service).add_service(reflection))
 }

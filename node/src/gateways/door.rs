@@ -93,7 +93,7 @@ pub async fn serve(
     routes: Routes,
     config: ApiConfig,
     metrics: Metrics,
-    tasks: &Tasks,
+    tasks: Tasks,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let (sender, receiver) = mpsc::channel(1);
