@@ -47,6 +47,8 @@ impl Config {
         self.gossip.check().map_err(told)?;
         self.shards.check().map_err(told)?;
         self.forward.check().map_err(told)?;
+        self.events.check().map_err(told)?;
+        self.raft.check().map_err(told)?;
         self.check_storage()?;
         self.check_api()
     }

@@ -19,6 +19,7 @@ use crate::drivers::raft::RaftConfig;
 use crate::drivers::shard::ShardConfig;
 use crate::drivers::storage::StorageConfig;
 use crate::gateways::door::ApiConfig;
+use crate::gateways::events::EventsConfig;
 
 /// All settings of a node.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -42,6 +43,8 @@ pub struct Config {
     pub shards: ShardConfig,
     /// The way of publishes and deliveries to owners.
     pub forward: ForwardConfig,
+    /// The gateway of publishes and subscriptions.
+    pub events: EventsConfig,
     /// What is logged, and how.
     pub log: LogConfig,
 }
