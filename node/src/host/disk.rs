@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,7 +25,8 @@ fn context(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Err
 impl Disk for OsDisk {
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = OpenOptions::new();
-        options.read(true).write(how != Open::Read);
+        // The data folder holds the secret of the reset keys, and `weft ca` writes private keys.
+        options.read(true).write(how != Open::Read).mode(0o600);
         match how {
             Open::Read | Open::Write => {}
             Open::Create => drop(options.create_new(true)),
@@ -36,7 +37,7 @@ impl Disk for OsDisk {
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(path).map_err(context("make the folder", path))
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(context("make the folder", path))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
