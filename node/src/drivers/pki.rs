@@ -139,7 +139,7 @@ impl Authority {
 }
 
 impl Issued {
-    /// Writes both files, the key first. Neither may exist. `Disk` makes files that only their owner can read.
+    /// Writes both files, the key first. Neither may exist. Who can read them is up to `disk`.
     ///
     /// # Errors
     /// A file exists or cannot be written.
@@ -289,4 +289,67 @@ fn wrong(file: &Path, reason: String) -> PkiError {
 
 fn refused(error: rcgen::Error) -> PkiError {
     PkiError::Invalid(format!("no certificate could be made: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::disk::OsDisk;
+    use crate::host::production::Production;
+
+    fn host() -> Production {
+        Production::new(Arc::new(OsDisk))
+    }
+
+    #[test]
+    fn what_is_stored_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let ca = Authority::create(&host(), "c1").unwrap();
+        ca.issued().store(&OsDisk, &at("ca.pem"), &at("ca.key")).unwrap();
+        let again = ca.issued().store(&OsDisk, &at("ca.pem"), &at("ca.key")).unwrap_err();
+        assert!(again.to_string().contains("exists already"), "{again}");
+
+        let ca = Authority::load(&OsDisk, &at("ca.pem"), &at("ca.key")).unwrap();
+        let issued = ca.issue(&host(), "n1", &["localhost".into()], &["127.0.0.1".parse().unwrap()]).unwrap();
+        issued.store(&OsDisk, &at("n1.pem"), &at("n1.key")).unwrap();
+        let loaded = load(&OsDisk, &at("ca.pem"), &at("n1.pem"), &at("n1.key")).unwrap();
+        assert_eq!((loaded.name.as_str(), loaded.chain.len()), ("n1", 1));
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_fault() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let ca = Authority::create(&host(), "c1").unwrap();
+        ca.issued().store(&OsDisk, &at("ca.pem"), &at("ca.key")).unwrap();
+        for name in ["n1", "n2"] {
+            let issued = ca.issue(&host(), name, &[], &[]).unwrap();
+            issued.store(&OsDisk, &at(&format!("{name}.pem")), &at(&format!("{name}.key"))).unwrap();
+        }
+        write_new(&OsDisk, &at("junk"), "junk").unwrap();
+        let cases = [
+            ("none", "n1.pem", "n1.key", "none: cannot be opened"),
+            ("junk", "n1.pem", "n1.key", "junk: holds no certificate"),
+            ("n2.pem", "n1.pem", "n1.key", "n2.pem: is not a CA's certificate"),
+            ("ca.pem", "junk", "n1.key", "junk: holds no certificate"),
+            ("ca.pem", "n1.pem", "n2.key", "n2.key: is not the key of the certificate of `n1`"),
+            ("ca.pem", "n1.pem", "n1.pem", "n1.pem: holds no private key"),
+        ];
+        for (ca, cert, key, expected) in cases {
+            let error = load(&OsDisk, &at(ca), &at(cert), &at(key)).err().unwrap().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let error = Authority::load(&OsDisk, &at("ca.pem"), &at("n1.key")).err().unwrap().to_string();
+        assert!(error.contains("n1.key: is not the key of"), "{error}");
+    }
+
+    #[test]
+    fn illegal_names_are_refused() {
+        let ca = Authority::create(&host(), "c1").unwrap();
+        for name in ["", "-a", "a b", "ä", &"x".repeat(64)] {
+            assert!(matches!(ca.issue(&host(), name, &[], &[]), Err(PkiError::Invalid(_))), "{name}");
+        }
+        assert!(ca.issue(&host(), "n1", &["ä".into()], &[]).is_err());
+    }
 }

@@ -142,7 +142,7 @@ impl Swim {
         swim
     }
 
-    /// Runs until the handles are gone.
+    /// Runs until it is cancelled.
     pub(super) async fn run(mut self, config: GossipConfig, mut inputs: mpsc::Receiver<Input>) {
         let mut digests = interval(config.digest_period);
         digests.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -157,7 +157,8 @@ impl Swim {
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.on_timers(),
                 count = inputs.recv_many(&mut batch, PACKETS_PER_TURN) => {
                     if count == 0 {
-                        return;
+                        // The handles are gone: the node stops, and this task is ended from outside.
+                        std::future::pending::<()>().await;
                     }
                     batch.drain(..).for_each(|input| self.on_input(input));
                 }

@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use weft_cluster::ids::NodeId;
 use weft_proto::internal::v1::Hello;
 
-use super::frame::{FrameReader, RESET_BROKEN};
+use super::frame::FrameReader;
 use super::hello::{self, HELLO_BYTES_MAX};
 use super::peers::{Link, Slot, code, lock};
 use super::{Inner, KIND_HELLO, Lane, LinkError, Peer, open_stream};
@@ -138,7 +138,7 @@ async fn dial_now(inner: &Arc<Inner>, address: SocketAddr) -> Result<Peer, DialE
         DialError::Refused(NodeId(hello.node), reason)
     };
     let peer = check(inner, &connection, &hello).map_err(refuse)?;
-    let link = Arc::new(Link::new(connection.clone(), peer.clone(), hello.cluster_id, true));
+    let link = Arc::new(Link::new(connection.clone(), peer.clone(), hello.cluster_id, true, &inner.metrics));
     inner.register(link).map_err(refuse)?;
     Ok(peer)
 }
@@ -167,6 +167,10 @@ pub(super) async fn accept(inner: Arc<Inner>) {
             drop(place);
         });
     }
+    // This task is vital: it ends by itself only if the socket has failed, not if the links were closed.
+    if inner.closing.is_cancelled() {
+        std::future::pending().await
+    }
 }
 
 async fn shake_hands(inner: &Arc<Inner>, incoming: quinn::Incoming) -> Result<(), String> {
@@ -188,7 +192,7 @@ async fn shake_hands(inner: &Arc<Inner>, incoming: quinn::Incoming) -> Result<()
         reason
     };
     let peer = check(inner, &connection, &hello).map_err(refuse)?;
-    let link = Arc::new(Link::new(connection.clone(), peer, hello.cluster_id, false));
+    let link = Arc::new(Link::new(connection.clone(), peer, hello.cluster_id, false, &inner.metrics));
     inner.register(link).map_err(refuse)?;
     let _ = timeout(inner.config.handshake_timeout, write_hello(inner, &mut send)).await;
     let _ = send.finish();
@@ -219,7 +223,7 @@ async fn read_hello(receive: RecvStream) -> Result<Hello, Option<String>> {
 
 fn ended(connection: &Connection) -> DialError {
     let reason = connection.close_reason();
-    connection.close(RESET_BROKEN, b"no Hello");
+    connection.close(0u32.into(), b"no Hello");
     reason.map_or_else(|| DialError::Failed("the stream of its Hello ended".into()), why)
 }
 

@@ -14,6 +14,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 use weft_cluster::ids::{Generation, NodeId};
 
 use crate::drivers::pki::Credentials;
@@ -220,6 +221,8 @@ struct Inner {
     door: watch::Sender<Option<Arc<dyn Inbound>>>,
     dice: Mutex<StdRng>,
     reasons: Mutex<BTreeSet<String>>,
+    /// `close` was called: the endpoint ends, and that is no fault.
+    closing: CancellationToken,
 }
 
 impl Links {
@@ -237,6 +240,10 @@ impl Links {
         tasks: &Tasks,
     ) -> io::Result<Links> {
         config.check().map_err(|reason| io::Error::new(io::ErrorKind::InvalidInput, reason))?;
+        if me.peer_address.ip().is_unspecified() {
+            let reason = format!("peers cannot reach {}: set the address that they are told", me.peer_address);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
         let settings = tls::settings(&host, &config, &me, credentials)?;
         let (endpoint, listener, granted) = bind_both(&host, &config, bind, settings.endpoint, settings.server).await?;
         if me.peer_address.port() == 0 {
@@ -260,6 +267,7 @@ impl Links {
             door: watch::Sender::new(None),
             dice: Mutex::new(StdRng::from_seed(seed)),
             reasons: Mutex::default(),
+            closing: CancellationToken::new(),
         });
         tasks.spawn_vital("link accept", dial::accept(inner.clone()));
         tasks.spawn_vital("link tripwires", tripwire::accept(inner.clone(), listener));
@@ -289,6 +297,7 @@ impl Links {
 
     /// Tells all peers that this node stops, closes all links and waits until that is sent (at most 1 s).
     pub async fn close(&self) {
+        self.inner.closing.cancel();
         self.inner.endpoint.close(code::STOPPING, b"the node stops");
         let _ = tokio::time::timeout(CLOSE_PATIENCE, self.inner.endpoint.wait_idle()).await;
     }
@@ -333,17 +342,16 @@ impl Links {
         };
         drop(body);
         let _activity = link.activity.clone();
-        let label = link.label();
-        drop(link);
-        let metrics = &self.inner.metrics;
-        metrics.requests.get_or_create(&label).inc();
+        link.requests.inc();
         let result = pending.answer(deadline).await;
-        match &result {
-            Err(LinkError::NotSent(_)) => drop(metrics.requests_not_sent.get_or_create(&label).inc()),
-            Err(LinkError::Lost(_)) => drop(metrics.requests_lost.get_or_create(&label).inc()),
-            Err(LinkError::Deadline(_)) => drop(metrics.requests_late.get_or_create(&label).inc()),
-            _ => {}
-        }
+        let metrics = &self.inner.metrics;
+        let failures = match &result {
+            Err(LinkError::NotSent(_)) => &metrics.requests_not_sent,
+            Err(LinkError::Lost(_)) => &metrics.requests_lost,
+            Err(LinkError::Deadline(_)) => &metrics.requests_late,
+            _ => return result,
+        };
+        failures.get_or_create(&link.label()).inc();
         result
     }
 

@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use prometheus_client::metrics::counter::Counter;
 use quinn::{Connection, VarInt};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use weft_cluster::ids::NodeId;
 
 use super::lane::LaneClient;
-use super::metrics::PeerLabel;
+use super::metrics::{Metrics, PeerLabel};
 use super::{Inner, Lane, LinkError, Parts, Peer, Verdict, lane};
 
 /// Nodes remembered at most: far more than a cluster has.
@@ -51,14 +52,18 @@ pub(super) struct Link {
     pub(super) probe: Notify,
     /// One count for each request and stream that runs on the link, and one for the link itself.
     pub(super) activity: Arc<()>,
+    /// Counts the requests sent, so that none has to look it up.
+    pub(super) requests: Counter,
     lanes: Mutex<BTreeMap<Lane, Arc<LaneClient>>>,
 }
 
 impl Link {
-    pub(super) fn new(connection: Connection, peer: Peer, cluster: u64, dialled: bool) -> Self {
+    pub(super) fn new(connection: Connection, peer: Peer, cluster: u64, dialled: bool, metrics: &Metrics) -> Self {
+        let requests = metrics.requests.get_or_create_owned(&PeerLabel { peer: peer.name.clone() });
         Link {
             connection,
             peer,
+            requests,
             cluster,
             dialled,
             retired: AtomicBool::new(false),

@@ -423,6 +423,20 @@ async fn a_killed_peer_is_dead_at_once_and_its_successor_is_up() {
 }
 
 #[tokio::test]
+async fn a_peer_that_stands_still_is_suspected_and_comes_back() {
+    let ca = authority();
+    let a = node(&ca, 1, "n1").await;
+    let (victim, at) = Victim::start(&ca, me(2, "n2", 1), 0).await;
+    a.links.dial(at).await.expect("n2 answers");
+    let still = Duration::from_millis(1_200);
+    victim.runtime.as_ref().expect("alive").spawn(async move { std::thread::sleep(still) });
+    let took = a.until(NodeId(2), 1, Verdict::Suspect).await;
+    assert!(took > Duration::from_millis(500) && took < Duration::from_millis(1_100), "suspect after {took:?}");
+    a.until(NodeId(2), 1, Verdict::Up).await;
+    assert_eq!(a.ask(NodeId(2), b"x").await, Ok(Bytes::from_static(b"x")));
+}
+
+#[tokio::test]
 async fn a_peer_that_stops_in_order_is_dead_at_once() {
     let (a, b) = pair().await;
     b.links.close().await;
