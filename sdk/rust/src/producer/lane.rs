@@ -398,7 +398,3 @@ fn renumbered(packed: &Bytes, identity: Identity, first_sequence: u64) -> Bytes 
     batch.put_slice(&packed[HEADER_BYTES..]);
     batch.freeze()
 }
-
-#[cfg(test)]
-#[path = "lane_tests.rs"]
-mod tests;

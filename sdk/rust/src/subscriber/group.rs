@@ -275,7 +275,3 @@ fn ranges(places: impl Iterator<Item = Place>) -> Vec<OffsetRange> {
     }
     ranges
 }
-
-#[cfg(test)]
-#[path = "group_tests.rs"]
-mod tests;
