@@ -123,3 +123,6 @@ pub struct Parts {
     /// Times and limits.
     pub config: RaftConfig,
 }
+
+#[cfg(test)]
+mod tests;

@@ -233,6 +233,11 @@ impl Rafts {
         self.context.group(group)
     }
 
+    #[cfg(test)]
+    pub(super) fn context_for_tests(&self) -> &Context {
+        &self.context
+    }
+
     /// Groups whose data on this node failed a check, with the reason for a person.
     pub fn fenced(&self) -> BTreeMap<RaftGroup, String> {
         self.context.fenced.lock().unwrap_or_else(PoisonError::into_inner).clone()

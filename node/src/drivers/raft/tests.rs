@@ -1,0 +1,381 @@
+//! Whole nodes as far as Raft goes: real links on loopback, the real storage on a disk in memory. Each node has
+//! a runtime of its own, so it can be killed: nothing is said to anybody, the kernel closes its sockets.
+
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "runs outside a simulated node")]
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use prost::Message;
+use tokio::runtime::Runtime;
+use weft_cluster::ids::{Generation, RaftGroup, ShardId};
+use weft_cluster::view::{ClusterView, MemberState};
+use weft_proto::internal::v1::registry_command::Command;
+use weft_proto::internal::v1::{ControlRequest, CreateTopic, RegistryCommand};
+use weft_proto::v1::ErrorCode;
+
+use super::*;
+use crate::drivers::link::{Inbound, Lane, LinkConfig, LinkStream, Me, Parts as Frame};
+use crate::drivers::pki::{self, Authority};
+use crate::drivers::registry::Registry;
+use crate::drivers::shard::{ShardConfig, Shards};
+use crate::drivers::storage::StorageConfig;
+use crate::host::production::Production;
+use crate::host::testing::{Crash, MemoryDisk};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+type Members = Arc<BTreeMap<NodeId, Member>>;
+
+/// Emptied when the node is killed, so that nothing keeps its sockets.
+#[derive(Clone)]
+struct Door(Arc<std::sync::Mutex<Option<Rafts>>>);
+
+impl Door {
+    fn rafts(&self) -> Rafts {
+        self.0.lock().unwrap().clone().expect("the node runs")
+    }
+}
+
+impl Inbound for Door {
+    fn request(&self, from: NodeId, lane: Lane, body: Bytes) -> Promise<'static, Result<Frame, String>> {
+        let rafts = self.rafts();
+        Box::pin(async move {
+            match lane {
+                Lane::Raft => rafts.request(from, body).await,
+                Lane::Control => {
+                    let request = ControlRequest::decode(body).map_err(|error| error.to_string())?;
+                    Ok(vec![rafts.control(from, request).await.encode_to_vec().into()])
+                }
+                lane => Err(format!("no {lane:?} here")),
+            }
+        })
+    }
+    fn stream(&self, from: NodeId, lane: Lane, mut stream: LinkStream) -> Promise<'static, ()> {
+        let rafts = self.rafts();
+        Box::pin(async move {
+            let Ok(Some(first)) = stream.receive.next().await else { return };
+            match lane {
+                Lane::Control => rafts.watch(from, first, stream).await,
+                _ => rafts.fetch(from, first, stream).await,
+            }
+        })
+    }
+    fn gossip(&self, _from: SocketAddr, _packet: Bytes) {}
+}
+
+/// What outlives a node's process.
+struct Machine {
+    disk: MemoryDisk,
+    name: String,
+    address: SocketAddr,
+}
+
+struct Node {
+    runtime: Option<Runtime>,
+    id: NodeId,
+    door: Door,
+    rafts: Rafts,
+    registry: Registry,
+    storage: Storage,
+}
+
+struct Cluster {
+    ca: Arc<Authority>,
+    members: watch::Sender<Members>,
+    machines: Vec<Machine>,
+    nodes: Vec<Option<Node>>,
+    expect: u32,
+}
+
+fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+fn storage_config() -> StorageConfig {
+    StorageConfig {
+        journal_slot_bytes: ByteSize::kib(256),
+        checkpoint_interval: Duration::from_secs(1),
+        free_bytes_min: ByteSize::b(0),
+        ballast_bytes: ByteSize::b(0),
+        ..StorageConfig::default()
+    }
+}
+
+impl Cluster {
+    fn new(expect: u32) -> Cluster {
+        let host: Arc<dyn Host> = Arc::new(Production::new(Arc::new(MemoryDisk::default())));
+        let ca = Arc::new(Authority::create(&*host, "test").unwrap());
+        Cluster { ca, members: watch::Sender::default(), machines: Vec::new(), nodes: Vec::new(), expect }
+    }
+
+    fn add(&mut self) -> usize {
+        let address = free_address();
+        let name = format!("n{}", self.machines.len() + 1);
+        self.machines.push(Machine { disk: MemoryDisk::default(), name, address });
+        self.nodes.push(None);
+        self.machines.len() - 1
+    }
+
+    fn start(&mut self, which: usize) {
+        let machine = &self.machines[which];
+        let host: Arc<dyn Host> = Arc::new(Production::new(Arc::new(machine.disk.clone())));
+        let seeds = self.machines.iter().map(|machine| machine.address).filter(|at| *at != machine.address);
+        let seeds: Vec<String> = seeds.map(|at| at.to_string()).collect();
+        let issued = self.ca.issue(&*host, &machine.name, &[], &[]).unwrap();
+        let credentials = pki::credentials(&self.ca.issued().cert_pem, &issued).unwrap();
+        let (name, address) = (machine.name.clone(), machine.address);
+        let (members, expect) = (self.members.clone(), self.expect);
+        let runtime = runtime();
+        let node = runtime.block_on(async move {
+            let tasks = Tasks::new(host.clone());
+            let opened = Storage::open(host.clone(), PathBuf::from("/data"), storage_config(), &tasks).await;
+            let (storage, recovered) = opened.unwrap();
+            let identity = storage.identity();
+            let me = Me {
+                id: identity.node,
+                name: name.clone(),
+                zone: String::new(),
+                generation: identity.generation,
+                secret: identity.secret,
+                cluster: identity.cluster.unwrap_or(0),
+                client_address: "127.0.0.1:1".into(),
+                peer_address: address,
+                version: "test".into(),
+                level_max: 1,
+            };
+            let links = links(&host, address, &me, credentials, &tasks).await;
+            members
+                .send_modify(|all| drop(Arc::make_mut(all).insert(identity.node, member(&name, &identity, address))));
+            let record = NodeRecord {
+                id: identity.node.0,
+                name,
+                generation: identity.generation.0,
+                client_address: "127.0.0.1:1".into(),
+                peer_address: address.to_string(),
+                weight: 100,
+                version: "test".into(),
+                level_max: 1,
+                ..NodeRecord::default()
+            };
+            let parts = Parts {
+                host: host.clone(),
+                tasks: tasks.clone(),
+                storage: storage.clone(),
+                recovered,
+                links: links.clone(),
+                members: members.subscribe(),
+                me: record,
+                seeds,
+                config: RaftConfig { bootstrap_expect: expect, shards: 4, entries_kept: 4, ..RaftConfig::default() },
+            };
+            let (rafts, registry) = Rafts::open(parts).await.unwrap();
+            let view = registry.view();
+            let shards = Shards::start(host, storage.clone(), links.clone(), view, ShardConfig::default(), tasks);
+            rafts.serve(shards).await.unwrap();
+            let door = Door(Arc::new(std::sync::Mutex::new(Some(rafts.clone()))));
+            links.serve(Arc::new(door.clone()));
+            Node { runtime: None, id: identity.node, door, rafts, registry, storage }
+        });
+        self.nodes[which] = Some(Node { runtime: Some(runtime), ..node });
+    }
+
+    fn node(&self, which: usize) -> &Node {
+        self.nodes[which].as_ref().expect("the node runs")
+    }
+
+    /// Which node has this id.
+    fn which(&self, id: NodeId) -> usize {
+        (0..self.nodes.len()).find(|which| self.nodes[*which].as_ref().is_some_and(|node| node.id == id)).unwrap()
+    }
+
+    /// kill -9 and a power cut in one.
+    fn kill(&mut self, which: usize) {
+        let mut node = self.nodes[which].take().expect("the node runs");
+        let runtime = node.runtime.take().unwrap();
+        node.door.0.lock().unwrap().take();
+        drop(node);
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        self.machines[which].disk.crash(Crash::LoseAll);
+        // Handles that know each other outlive the runtime, and their sockets with them: it comes back elsewhere.
+        self.machines[which].address = free_address();
+    }
+}
+
+/// The port of a node killed a moment ago may not be free yet.
+async fn links(
+    host: &Arc<dyn Host>,
+    address: SocketAddr,
+    me: &Me,
+    credentials: pki::Credentials,
+    tasks: &Tasks,
+) -> Links {
+    for _ in 0..200 {
+        let given = pki::Credentials {
+            name: credentials.name.clone(),
+            chain: credentials.chain.clone(),
+            key: credentials.key.clone_key(),
+            roots: credentials.roots.clone(),
+        };
+        match Links::start(host.clone(), LinkConfig::default(), address, me.clone(), given, tasks).await {
+            Ok(links) => return links,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+    panic!("{address} never became free");
+}
+
+fn member(name: &str, identity: &crate::drivers::storage::Identity, address: SocketAddr) -> Member {
+    Member {
+        id: identity.node,
+        name: name.into(),
+        zone: String::new(),
+        generation: Generation(identity.generation.0),
+        client_address: "127.0.0.1:1".into(),
+        peer_address: address.to_string(),
+        version: "test".into(),
+        state: MemberState::Alive,
+    }
+}
+
+fn block<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+impl Node {
+    /// Waits until the view says so.
+    fn until(&self, what: &str, mut so: impl FnMut(&ClusterView) -> bool) -> Arc<ClusterView> {
+        block(async {
+            let mut view = self.registry.view();
+            let found = tokio::time::timeout(PATIENCE, view.wait_for(|view| so(view))).await;
+            match found {
+                Ok(found) => found.unwrap().clone(),
+                Err(_) => panic!("never came: {what}; the view is {:?}", self.registry.view().borrow()),
+            }
+        })
+    }
+
+    fn all_owned(&self) -> Arc<ClusterView> {
+        self.until("an owner of each shard", |view| view.owners.len() == 4 && view.registry_leader.is_some())
+    }
+
+    fn create_topic(&self, name: &str) {
+        let create = CreateTopic { name: name.into(), partitions: 2, event_bytes_max: 1000, ..CreateTopic::default() };
+        let command = RegistryCommand { level: 1, command: Some(Command::CreateTopic(create)) };
+        let start = Instant::now();
+        loop {
+            match block(self.registry.propose(command.clone(), PATIENCE)) {
+                Ok(_) => return,
+                // The first try may have been taken by a leader that died then.
+                Err(refused) if refused.code() == ErrorCode::TopicExists => return,
+                Err(refused) if refused.code() == ErrorCode::OutcomeUnknown && start.elapsed() < PATIENCE => {}
+                Err(refused) => panic!("{refused:?}"),
+            }
+        }
+    }
+
+    fn has_topic(&self, name: &str) -> Arc<ClusterView> {
+        self.until("the topic", |view| view.registry.topic("", name).is_some())
+    }
+}
+
+fn founded(count: u32) -> Cluster {
+    let mut cluster = Cluster::new(count);
+    for _ in 0..count {
+        cluster.add();
+    }
+    (0..count as usize).for_each(|which| cluster.start(which));
+    for which in 0..count as usize {
+        let node = cluster.node(which);
+        block(async { tokio::time::timeout(PATIENCE, node.registry.ready()).await }).expect("the node is ready");
+        node.all_owned();
+    }
+    cluster
+}
+
+#[test]
+fn one_node_founds_itself_and_comes_back_after_a_power_cut() {
+    let mut cluster = founded(1);
+    let before = cluster.node(0).all_owned();
+    assert_eq!(before.registry.replication(), 1);
+    cluster.node(0).create_topic("kept");
+    let entry = weft_proto::internal::v1::RegistryEntry::default().encode_to_vec();
+    let group = cluster.node(0).registry.group().unwrap();
+    let start = Instant::now();
+    let committed = block(group.propose(entry.into())).unwrap();
+    assert_eq!(committed.fsynced, [cluster.node(0).id], "after {:?}", start.elapsed());
+    drop(group);
+    cluster.kill(0);
+    cluster.start(0);
+    let after = cluster.node(0).has_topic("kept");
+    assert_eq!(after.registry.cluster_id(), before.registry.cluster_id());
+    let newer = |view: &ClusterView| view.owners.values().all(|owner| owner.node == view.me);
+    cluster.node(0).until("all shards owned here again", newer);
+    block(cluster.node(0).registry.read(PATIENCE)).unwrap();
+}
+
+#[test]
+fn three_nodes_found_a_cluster_and_replace_a_dead_leader_before_rafts_own_timeout() {
+    let mut cluster = founded(3);
+    let view = cluster.node(0).all_owned();
+    assert_eq!(view.registry.registry_seats().count(), 3);
+    assert_eq!(view.registry.shards().filter(|row| row.replicas.len() == 3).count(), 4);
+    cluster.node(1).create_topic("before");
+    (0..3).for_each(|which| drop(cluster.node(which).has_topic("before")));
+
+    let leader = cluster.node(0).all_owned().registry_leader.unwrap();
+    let victim = cluster.which(leader);
+    let led: Vec<ShardId> = cluster
+        .node(victim)
+        .rafts
+        .context_for_tests()
+        .groups()
+        .iter()
+        .filter(|g| g.leadership().borrow().acting)
+        .filter_map(|g| g.id().shard())
+        .collect();
+    cluster.kill(victim);
+    let killed = Instant::now();
+    let survivor = (0..3).find(|which| *which != victim).unwrap();
+    cluster.node(survivor).create_topic("after");
+    let registry_back = killed.elapsed();
+    let elected = |view: &ClusterView| view.owners.values().all(|owner| owner.node != leader);
+    cluster.node(survivor).until("new owners", elected);
+    let shards_back = killed.elapsed();
+    println!("registry back after {registry_back:?}, {} shards after {shards_back:?}", led.len());
+    assert!(shards_back < Duration::from_secs(5), "Raft's own timeout is 6 s at least, and {shards_back:?} passed");
+}
+
+#[test]
+fn a_fourth_node_joins_and_follows_and_a_drained_one_leads_nothing() {
+    let mut cluster = founded(3);
+    let fourth = cluster.add();
+    cluster.start(fourth);
+    block(async { tokio::time::timeout(PATIENCE, cluster.node(fourth).registry.ready()).await }).expect("it joins");
+    cluster.node(0).create_topic("followed");
+    let view = cluster.node(fourth).has_topic("followed");
+    assert_eq!(view.registry.registry_seats().count(), 3, "the fourth holds no seat");
+    assert!(cluster.node(fourth).rafts.group(RaftGroup::REGISTRY).is_none());
+    let moved = |view: &ClusterView| {
+        let rows = || view.registry.shards();
+        rows().all(|row| row.target.is_empty()) && rows().any(|row| row.replicas.iter().any(|r| r.node == view.me.0))
+    };
+    cluster.node(fourth).until("replicas on the new node", moved);
+
+    let drained = cluster.node(0);
+    drained.runtime.as_ref().unwrap().block_on(drained.rafts.drain(Duration::from_secs(10)));
+    let leads = drained.rafts.context_for_tests().groups().into_iter().filter(|g| g.leadership().borrow().acting);
+    assert_eq!(leads.count(), 0);
+    let id = drained.id;
+    cluster.node(1).until("other owners", |view| view.owners.values().all(|owner| owner.node != id));
+    drained.runtime.as_ref().unwrap().block_on(async {
+        drained.rafts.stop().await;
+        drained.storage.close().await;
+    });
+}
