@@ -30,6 +30,8 @@ pub(super) struct Checkpoints {
 /// A group as a checkpoint found it.
 struct Capture {
     group: Arc<Group>,
+    /// As of the capture: durable once the journal has passed it.
+    record: GroupRecord,
     /// A new state, and who is told once it is durable.
     frozen: Option<(LogPosition, Bytes, Vec<FileRecord>, Arc<dyn Checkpointed>)>,
 }
@@ -105,22 +107,34 @@ fn capture(inner: &Inner) -> Vec<Capture> {
             let (at, state) = replica.freeze()?;
             Some((at, state, group.files.records(), Arc::clone(replica)))
         });
-        Capture { group, frozen }
+        Capture { record: record(&group), group, frozen }
     };
     groups.into_iter().map(capture).collect()
 }
 
 async fn finish(inner: &Arc<Inner>, capture_lsn: u64, captures: Vec<Capture>) -> io::Result<()> {
     move_old_entries(inner).await?;
+    let floor = floor(inner, capture_lsn);
+    // What the floor no longer counts was truncated or purged: these records must be durable before the manifest
+    // lets go of the frames, or a crash would find a log with a hole.
+    inner.journal.barrier().await?;
     let told = {
         let inner = Arc::clone(inner);
         let host = Arc::clone(&inner.host);
-        host.run_blocking(move || write(&inner, capture_lsn, captures)).await?
+        host.run_blocking(move || write(&inner, floor, captures)).await?
     };
     for (replica, at) in told {
         replica.checkpointed(at);
     }
     Ok(())
+}
+
+/// The first frame that is needed, and its `prev_crc`.
+fn floor(inner: &Inner, capture_lsn: u64) -> (u64, u32) {
+    let groups: Vec<_> = locked(&inner.groups).values().cloned().collect();
+    let lsn_min = groups.iter().filter_map(|group| locked(&group.log).lsn_min()).min();
+    let lsn = lsn_min.map_or(capture_lsn, |lsn| lsn.min(capture_lsn));
+    inner.journal.slots.floor(lsn).unwrap_or((capture_lsn, inner.prev_crc))
 }
 
 /// Entries of stalled groups are written again at the head, if that frees more than it costs.
@@ -163,13 +177,15 @@ async fn move_old_entries(inner: &Arc<Inner>) -> io::Result<()> {
 
 fn write(
     inner: &Inner,
-    capture_lsn: u64,
+    (floor_lsn, floor_prev_crc): (u64, u32),
     captures: Vec<Capture>,
 ) -> io::Result<Vec<(Arc<dyn Checkpointed>, LogPosition)>> {
     let disk = &*inner.disk;
     let mut told = Vec::new();
     let mut metas: BTreeMap<u64, MetaRef> = BTreeMap::new();
-    for Capture { group, frozen } in captures {
+    let mut records = Vec::new();
+    for Capture { group, record, frozen } in captures {
+        records.push(record);
         let Some((at, state, files, replica)) = frozen else { continue };
         if locked(&group.log).deleted {
             continue;
@@ -195,14 +211,16 @@ fn write(
         told.push((replica, at));
     }
     let groups: Vec<_> = locked(&inner.groups).values().cloned().collect();
-    let lsn_min = groups.iter().filter_map(|group| locked(&group.log).lsn_min()).min();
-    let floor = inner.journal.slots.floor(lsn_min.unwrap_or(capture_lsn).min(capture_lsn));
     let (number, meta_next) = {
         let counts = locked(&inner.checkpoints);
         (counts.number + 1, counts.meta_next)
     };
-    let (floor_lsn, floor_prev_crc) = floor.unwrap_or((capture_lsn, inner.prev_crc));
-    let records = groups.iter().map(|group| record(group, metas.get(&group.id.0))).collect();
+    // A group made since then is in frames that will be replayed.
+    for record in &mut records {
+        if let Some(meta) = metas.get(&record.group) {
+            record.checkpoint = Some(meta.clone());
+        }
+    }
     let durable_lsn = inner.journal.durable_lsn();
     let manifest = Manifest { number, floor_lsn, floor_prev_crc, durable_lsn, meta_next, groups: records };
     meta::write_manifest(disk, &inner.dir, &manifest)?;
@@ -222,7 +240,7 @@ fn write(
     Ok(told)
 }
 
-fn record(group: &Group, meta: Option<&MetaRef>) -> GroupRecord {
+fn record(group: &Group) -> GroupRecord {
     let log = locked(&group.log);
     GroupRecord {
         group: group.id.0,
@@ -230,7 +248,7 @@ fn record(group: &Group, meta: Option<&MetaRef>) -> GroupRecord {
         vote: log.vote.map(meta::pack_vote),
         committed: log.committed.map(meta::pack),
         purged: log.purged.map(meta::pack),
-        checkpoint: meta.cloned().or_else(|| log.checkpoint.clone()),
+        checkpoint: log.checkpoint.clone(),
         fenced: log.fenced.clone(),
     }
 }

@@ -166,8 +166,14 @@ impl Segment {
             state.written
         };
         let mut built = Vec::new();
-        scan(file, &self.path, written.bytes, |header, at| note(&mut built, header.base_offset, at))?;
+        let scanned = scan(file, &self.path, written.bytes, |header, at| note(&mut built, header.base_offset, at));
         let place = place_in(&built, from.0);
+        match scanned {
+            Ok(()) => {}
+            // What is before the damage can be read; a reader that comes to it gets the error.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Ok(place),
+            Err(error) => return Err(error),
+        }
         let mut state = locked(&self.state);
         if state.index.is_none() && state.all.bytes == written.bytes {
             state.index = Some(built);
