@@ -77,11 +77,12 @@ impl Control {
 
     /// How long the disk takes for a piece of work: mostly nothing, now and then long.
     fn disk_delay(&self) -> Duration {
-        Duration::from_millis(match self.dice().random_range(0..1000) {
+        let mut dice = self.dice();
+        Duration::from_millis(match dice.random_range(0..1000) {
             0..600 => 0,
             600..980 => 1,
-            980..998 => self.dice().random_range(2..10),
-            _ => self.dice().random_range(10..60),
+            980..998 => dice.random_range(2..10),
+            _ => dice.random_range(10..60),
         })
     }
 }

@@ -75,7 +75,7 @@ fn one(seed: u64, args: &RunArgs) -> Result<ExitCode> {
     eprintln!("seed {seed}: again with `cargo xtask sim --seed {seed}`");
     if let Some(filter) = &args.log {
         let filter = tracing_subscriber::EnvFilter::try_new(filter).context("--log")?;
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().with_ansi(false).init();
     }
     let plan = if args.calm { Plan::calm(seed) } else { Plan::of(seed) };
     let verdict = run(&plan, &Outputs { history: args.history.clone(), trace: args.trace.clone() })?;
