@@ -329,6 +329,7 @@ impl<'a> Cluster<'a> {
 
 /// One life of a node: runs until it is killed, or tells the harness that it has ended.
 async fn life(node: usize, config: Config, control: Arc<Control>, ended: Ended) -> turmoil::Result {
+    control.close_sockets();
     let host = SimHost::new(control);
     let outcome = until_abort(weft_node::run(config, host, CancellationToken::new())).await;
     let reason = match outcome {

@@ -33,6 +33,7 @@ pub struct Control {
     pub double_per_mille: AtomicU32,
     aborted: Mutex<Option<String>>,
     dice: Mutex<StdRng>,
+    sockets: Mutex<Vec<Arc<net::Open>>>,
 }
 
 impl Control {
@@ -46,12 +47,23 @@ impl Control {
             double_per_mille: AtomicU32::new(0),
             aborted: Mutex::new(None),
             dice: Mutex::new(StdRng::seed_from_u64(seed)),
+            sockets: Mutex::default(),
         })
     }
 
     /// The node's dice.
     pub fn dice(&self) -> MutexGuard<'_, StdRng> {
         self.dice.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn opened(&self, socket: Arc<net::Open>) {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner).push(socket);
+    }
+
+    /// Closes what the process before has left open. Call it first on the simulated host.
+    pub fn close_sockets(&self) {
+        let sockets = std::mem::take(&mut *self.sockets.lock().unwrap_or_else(PoisonError::into_inner));
+        sockets.iter().for_each(|socket| socket.close());
     }
 
     /// Why the process ended itself, if it did; asked once.

@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use weft_sim::plan::Plan;
 use weft_sim::run::{Outputs, Verdict, run};
+
+/// A run takes seconds; one that takes this long will not end. It says little, so its pipes do not fill.
+const RUN_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Parser)]
 #[command(about = "Simulated Weft clusters")]
@@ -75,7 +78,12 @@ fn one(seed: u64, args: &RunArgs) -> Result<ExitCode> {
     eprintln!("seed {seed}: again with `cargo xtask sim --seed {seed}`");
     if let Some(filter) = &args.log {
         let filter = tracing_subscriber::EnvFilter::try_new(filter).context("--log")?;
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().with_ansi(false).init();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .without_time()
+            .with_ansi(false)
+            .init();
     }
     let plan = if args.calm { Plan::calm(seed) } else { Plan::of(seed) };
     let verdict = run(&plan, &Outputs { history: args.history.clone(), trace: args.trace.clone() })?;
@@ -94,7 +102,17 @@ fn child(seed: u64, calm: bool) -> Result<(bool, String)> {
     if calm {
         command.arg("--calm");
     }
-    let output = command.output().context("start a run")?;
+    let mut process = command.stdout(Stdio::piped()).spawn().context("start a run")?;
+    let started = Instant::now();
+    while process.try_wait().context("wait for a run")?.is_none() {
+        if started.elapsed() > RUN_MAX {
+            process.kill().context("end a run")?;
+            process.wait().context("end a run")?;
+            return Ok((false, format!("no end after {RUN_MAX:?}: the simulation loops or waits for a lock")));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = process.wait_with_output().context("read a run")?;
     let line = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     if line.is_empty() {
         return Ok((false, String::from_utf8_lossy(&output.stderr).trim().to_owned()));

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use quinn::udp::{RecvMeta, Transmit};
@@ -21,19 +21,48 @@ type Readable = Pin<Box<dyn Future<Output = io::Result<()>> + Send>>;
 /// A QUIC socket on turmoil's UDP. It loses and doubles datagrams as its host's control says.
 pub(crate) struct SimUdp {
     control: Arc<Control>,
-    socket: Arc<UdpSocket>,
-    readable: Mutex<Option<Readable>>,
+    at: SocketAddr,
+    open: Arc<Open>,
+}
+
+/// A bound socket. Its control keeps it too: a kernel closes the sockets of a dead process, whatever of that
+/// process's memory still points to them here.
+#[derive(Default)]
+pub(crate) struct Open {
+    state: Mutex<OpenState>,
+}
+
+#[derive(Default)]
+struct OpenState {
+    socket: Option<Arc<UdpSocket>>,
+    readable: Option<Readable>,
+}
+
+impl Open {
+    fn state(&self) -> MutexGuard<'_, OpenState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes the socket. Call it on the simulated host to which the socket belongs.
+    pub(crate) fn close(&self) {
+        *self.state() = OpenState::default();
+    }
 }
 
 impl SimUdp {
     pub(crate) async fn bind(control: Arc<Control>, at: SocketAddr) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { control, socket: Arc::new(UdpSocket::bind(at).await?), readable: Mutex::new(None) }))
+        let socket = UdpSocket::bind(at).await?;
+        let at = socket.local_addr()?;
+        let open = Arc::new(Open::default());
+        open.state().socket = Some(Arc::new(socket));
+        control.opened(open.clone());
+        Ok(Arc::new(Self { control, at, open }))
     }
 }
 
 impl std::fmt::Debug for SimUdp {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.socket.fmt(f)
+        write!(f, "udp {}", self.at)
     }
 }
 
@@ -55,9 +84,10 @@ impl AsyncUdpSocket for SimUdp {
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
         // max_transmit_segments is 1, so a transmit is one datagram.
         let copies = if self.control.is_gone() { 0 } else { self.control.copies() };
+        let Some(socket) = self.open.state().socket.clone() else { return Ok(()) };
         for _ in 0..copies {
             trace::sent("udp", &self.control.name, Some(transmit.destination), transmit.contents);
-            match self.socket.try_send_to(transmit.contents, transmit.destination) {
+            match socket.try_send_to(transmit.contents, transmit.destination) {
                 Ok(_) => {}
                 // No route or nobody there is packet loss to QUIC, never a dead socket.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
@@ -73,17 +103,18 @@ impl AsyncUdpSocket for SimUdp {
         buffers: &mut [io::IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let mut slot = self.readable.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.open.state();
+        let Some(socket) = state.socket.clone() else { return Poll::Pending };
         loop {
             // A pending `readable` holds turmoil's receive lock: it is polled to its end and dropped before
             // `try_recv_from`, which would otherwise report WouldBlock for ever.
-            if let Some(readable) = slot.as_mut() {
+            if let Some(readable) = state.readable.as_mut() {
                 ready!(readable.as_mut().poll(cx))?;
-                *slot = None;
+                state.readable = None;
             }
             let mut count = 0;
             while count < buffers.len().min(meta.len()) {
-                match self.socket.try_recv_from(&mut buffers[count]) {
+                match socket.try_recv_from(&mut buffers[count]) {
                     Ok((len, addr)) => {
                         meta[count] = RecvMeta { addr, len, stride: len, ecn: None, dst_ip: None };
                         count += 1;
@@ -95,13 +126,13 @@ impl AsyncUdpSocket for SimUdp {
             if count > 0 {
                 return Poll::Ready(Ok(count));
             }
-            let socket = self.socket.clone();
-            *slot = Some(Box::pin(async move { socket.readable().await }));
+            let socket = socket.clone();
+            state.readable = Some(Box::pin(async move { socket.readable().await }));
         }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        Ok(self.at)
     }
 
     fn may_fragment(&self) -> bool {

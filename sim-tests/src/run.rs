@@ -19,6 +19,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(120);
 /// The cluster stays as it is for this long before the disks are compared.
 const REST: Duration = Duration::from_secs(4);
 
+/// Broken promises that a verdict lists.
+const BROKEN_SHOWN_MAX: usize = 40;
+
 /// What a run has shown.
 #[derive(Debug, Serialize)]
 pub struct Verdict {
@@ -81,8 +84,18 @@ pub fn run(plan: &Plan, outputs: &Outputs) -> Result<Verdict> {
         faults: count(|entry| matches!(entry.what, What::Fault { .. })),
         simulated_s,
         seconds: (started.elapsed().as_secs_f64() * 10.0).round() / 10.0,
-        broken,
+        broken: shortened(broken),
     })
+}
+
+/// One fault shows in many places: the first few and a count say enough, and fit a pipe.
+fn shortened(mut broken: Vec<String>) -> Vec<String> {
+    if broken.len() > BROKEN_SHOWN_MAX {
+        let more = broken.len() - BROKEN_SHOWN_MAX;
+        broken.truncate(BROKEN_SHOWN_MAX);
+        broken.push(format!("and {more} more"));
+    }
+    broken
 }
 
 fn weather(plan: &Plan, cluster: &mut Cluster<'_>, history: &History) -> Result<()> {
