@@ -98,7 +98,7 @@ impl Stretch {
 }
 
 fn latencies() -> Result<Histogram<u64>> {
-    Histogram::new(3).context("a histogram")
+    Histogram::new_with_bounds(1, 600_000_000, 3).context("a histogram")
 }
 
 /// p50 and p99 of microseconds, in milliseconds.

@@ -47,14 +47,18 @@ impl Progress {
         self.committed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The longest time without a receipt in the 20 s after `kill`.
+    /// The longest time without a receipt in the 20 s after `kill`, the publisher's own pauses left out.
     pub(super) fn longest_gap(&self, kill: Instant) -> Duration {
-        let mut receipts = self.times().receipts.clone();
+        let times = self.times();
+        let paused = |from: Instant, to: Instant| -> Duration {
+            times.pauses.iter().map(|pause| pause.1.min(to).saturating_duration_since(pause.0.max(from))).sum()
+        };
+        let mut receipts = times.receipts.clone();
         receipts.sort_unstable();
         let mut last = kill;
         let mut longest = Duration::ZERO;
         for at in receipts.into_iter().filter(|at| *at > kill && *at < kill + Duration::from_secs(20)) {
-            longest = longest.max(at - last);
+            longest = longest.max((at - last).saturating_sub(paused(last, at)));
             last = at;
         }
         longest
@@ -62,7 +66,7 @@ impl Progress {
 
     /// p50 and p99 from `send` to receipt, in milliseconds.
     pub(super) fn percentiles(&self) -> Result<(f64, f64)> {
-        let mut histogram = Histogram::<u64>::new(3).context("a histogram")?;
+        let mut histogram = Histogram::<u64>::new_with_bounds(1, 600_000_000, 3).context("a histogram")?;
         for micros in &self.times().latencies {
             histogram.saturating_record(*micros);
         }
