@@ -118,7 +118,7 @@ impl Dispatcher {
         let mut answer = Answer::default();
         for range in merged(ranges) {
             if range.epoch != self.epoch {
-                answer.refuse(range, RefusedBecause::StaleEpoch);
+                self.ack_again(range, &mut answer);
             } else if let Some(window) = self.windows.get_mut(&range.partition) {
                 let (ready, in_flight) = (&mut self.ready, &mut self.in_flight);
                 for offset in window.clip(range.first, range.last) {
@@ -144,6 +144,24 @@ impl Dispatcher {
             }
         }
         answer
+    }
+
+    /// An ack of another epoch: its answer was lost with the owner it went to. What that one has committed is
+    /// acked, and the consumer is told so; the rest was void when the epoch ended.
+    fn ack_again(&self, range: OffsetRange, answer: &mut Answer) {
+        let Some(window) = self.windows.get(&range.partition) else {
+            return answer.refuse(range, RefusedBecause::UnknownPartition);
+        };
+        let first = range.first.max(window.base());
+        let looked_at = first.saturating_add(ACKED_AGAIN_MAX);
+        for offset in (first..=range.last).take_while(|offset| *offset < looked_at) {
+            if !window.is_committed(offset) {
+                answer.refuse(OffsetRange { first: offset, last: offset, ..range }, RefusedBecause::StaleEpoch);
+            }
+        }
+        if looked_at <= range.last {
+            answer.refuse(OffsetRange { first: looked_at, ..range }, RefusedBecause::StaleEpoch);
+        }
     }
 
     fn nack(&mut self, now: Instant, consumer: ConsumerId, ranges: Vec<OffsetRange>, delay: Duration) {
@@ -245,6 +263,8 @@ impl Dispatcher {
     }
 }
 
+/// Offsets of one ack of another epoch that are looked at; what is beyond is refused.
+const ACKED_AGAIN_MAX: u64 = super::LOOKAHEAD_EVENTS_MAX as u64;
 const NOT_IN_FLIGHT: RefusedBecause = RefusedBecause::NotInFlight;
 
 fn deadline_of(windows: &BTreeMap<u32, Window>, place: Place) -> Option<Instant> {

@@ -106,6 +106,25 @@ fn a_lane_goes_on_when_its_ack_is_received() {
 }
 
 #[test]
+fn an_ack_whose_answer_was_lost_with_its_owner_is_answered_by_what_is_committed() {
+    let mut bench = Bench::new(Config::default(), Cursor::at(3));
+    bench.input(Input::Join { consumer: A, credit: 9 });
+    bench.events(0, &[0; 6]);
+    assert_eq!(bench.ack(A, 4, 4), [acked(&[(4, 4)], &[])]);
+    bench.commit(4, 4);
+    let before = OffsetRange { epoch: Epoch(2), ..range(1, 5) };
+    let stale = |first, last| RefusedRange {
+        range: OffsetRange { epoch: Epoch(2), ..range(first, last) },
+        reason: RefusedBecause::StaleEpoch,
+    };
+    let effects = bench.input(Input::Ack { consumer: B, token: 1, ranges: vec![before] });
+    assert_eq!(effects, [Effect::Ack { token: 1, propose: vec![], refused: vec![stale(3, 3), stale(5, 5)] }]);
+    let all = OffsetRange { epoch: Epoch(2), ..range(0, u64::MAX) };
+    let effects = bench.input(Input::Ack { consumer: B, token: 2, ranges: vec![all] });
+    assert_eq!(effects, [Effect::Ack { token: 2, propose: vec![], refused: vec![stale(3, 3), stale(5, u64::MAX)] }]);
+}
+
+#[test]
 fn acks_of_what_is_not_in_flight_are_refused() {
     let (mut bench, _) = Bench::with(&[5, 5], 1, 0);
     assert_eq!(bench.ack(B, 0, 0), [acked(&[], &[(0, 0)])]);

@@ -64,6 +64,16 @@ impl Window {
         self.base + self.slots.len() as u64
     }
 
+    /// Offset of the first slot; the acks of all before are committed.
+    pub(super) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Whether the ack of an event is committed.
+    pub(super) fn is_committed(&self, offset: u64) -> bool {
+        offset < self.base || self.acked_before.contains(offset) || self.phase(offset) == Some(Phase::Committed)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }

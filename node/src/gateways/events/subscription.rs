@@ -52,8 +52,25 @@ pub(super) struct Subscription {
 /// An ack frame of the client, in parts at the shards.
 struct Waiting {
     request_id: u64,
-    parts: usize,
+    /// What each shard was asked, until it answers.
+    parts: BTreeMap<usize, Vec<OffsetRange>>,
     refused: Vec<AckRefusal>,
+}
+
+impl Waiting {
+    /// A shard has answered. A refusal without a range is one of all that the shard was asked.
+    fn answered(&mut self, shard: usize, refused: Vec<AckRefusal>) {
+        let Some(asked) = self.parts.remove(&shard) else { return };
+        for refusal in refused {
+            match (refusal.range, refusal.error) {
+                (Some(range), error) => self.refused.push(AckRefusal { range: Some(range), error }),
+                (None, error) => {
+                    let error = error.unwrap_or_default();
+                    self.refused.extend(asked.iter().map(|range| refuse(*range, error.clone())));
+                }
+            }
+        }
+    }
 }
 
 impl Subscription {
@@ -191,7 +208,7 @@ impl Subscription {
     fn ack(&mut self, frame: AckFrame) {
         let (shards, unknown) = self.by_shard(frame.ranges);
         let confirm = frame.request_id != 0;
-        let mut waiting = Waiting { request_id: frame.request_id, parts: 0, refused: unknown };
+        let mut waiting = Waiting { request_id: frame.request_id, parts: BTreeMap::new(), refused: unknown };
         self.acks_sent += 1;
         let key = self.acks_sent;
         for (shard, ranges) in shards {
@@ -202,21 +219,18 @@ impl Subscription {
                 let error = refusal::overloaded("acks on their way to one shard");
                 waiting.refused.extend(ranges.into_iter().map(|range| refuse(range, error.clone())));
             } else {
-                waiting.parts += 1;
+                waiting.parts.insert(shard, ranges);
             }
         }
         if confirm {
             self.acks.insert(key, waiting);
-            self.settle_ack(key, 0, Vec::new());
+            self.settle_ack(key);
         }
     }
 
-    /// So many parts of an ack are answered; the last one answers the client.
-    fn settle_ack(&mut self, key: u64, parts: usize, refused: Vec<AckRefusal>) {
-        let Some(waiting) = self.acks.get_mut(&key) else { return };
-        waiting.parts -= parts.min(waiting.parts);
-        waiting.refused.extend(refused);
-        if waiting.parts == 0
+    /// Answers the client once all parts of its ack are answered.
+    fn settle_ack(&mut self, key: u64) {
+        if self.acks.get(&key).is_some_and(|waiting| waiting.parts.is_empty())
             && let Some(Waiting { request_id, refused, .. }) = self.acks.remove(&key)
         {
             self.respond(subscribe_response::Frame::Ack(AckAnswer { request_id, refused }));
@@ -243,7 +257,12 @@ impl Subscription {
         match frame {
             deliver_response::Frame::Deliveries(frame) => self.hold(shard, frame),
             deliver_response::Frame::Packed(frame) => self.held_packed.push_back((shard, frame)),
-            deliver_response::Frame::Ack(answer) => self.settle_ack(answer.request_id, 1, answer.refused),
+            deliver_response::Frame::Ack(AckAnswer { request_id, refused }) => {
+                if let Some(waiting) = self.acks.get_mut(&request_id) {
+                    waiting.answered(shard, refused);
+                    self.settle_ack(request_id);
+                }
+            }
             deliver_response::Frame::Epoch(frame) => self.began(frame),
             // The relay keeps it to itself and opens the stream again.
             deliver_response::Frame::Gone(_) => {}

@@ -204,14 +204,15 @@ impl State {
     /// The answer to an ack frame. True if some acks have to be sent again.
     pub(super) fn answered(&mut self, answer: AckAnswer) -> bool {
         let Some(acks) = self.out.remove(&answer.request_id) else { return false };
-        let refusals: Vec<(OffsetRange, Error)> = answer
+        let refusals: Vec<(Option<OffsetRange>, Error)> = answer
             .refused
             .into_iter()
-            .filter_map(|refusal| Some((refusal.range?, refusal.error.unwrap_or_default().into())))
+            .map(|refusal| (refusal.range, refusal.error.unwrap_or_default().into()))
             .collect();
         let mut again = false;
         for (place, confirms) in acks.places {
-            let refused = refusals.iter().find(|(range, _)| holds(range, place)).map(|(_, error)| error.clone());
+            let refused =
+                refusals.iter().find(|(range, _)| holds(range.as_ref(), place)).map(|(_, error)| error.clone());
             match refused {
                 Some(error) if error.retry() != Retry::Never => {
                     again = true;
@@ -257,7 +258,9 @@ impl Acks {
     }
 }
 
-fn holds(range: &OffsetRange, place: Place) -> bool {
+/// A refusal without a range is one of the whole frame.
+fn holds(range: Option<&OffsetRange>, place: Place) -> bool {
+    let Some(range) = range else { return true };
     let same = range.partition == place.partition && range.epoch == place.epoch;
     same && (range.first..=range.last).contains(&place.offset)
 }
