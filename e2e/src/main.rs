@@ -25,6 +25,9 @@ enum Check {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // What the SDK warns of, beside what the checks say.
+    let levels = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(levels).with_writer(std::io::stderr).init();
     match Args::parse().check {
         Check::Flights(args) => flights::run(args).await.print(),
     }
