@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -83,16 +82,6 @@ impl Ledger {
     /// What broke P4 or P5.
     pub(super) fn violations(&self) -> Vec<String> {
         self.state().violations.clone()
-    }
-
-    /// Waits until `count` rows are acked and confirmed.
-    pub(super) async fn wait_confirmed(&self, count: usize, patience: Duration) -> Result<()> {
-        let mut confirmed = self.confirmed.subscribe();
-        tokio::time::timeout(patience, confirmed.wait_for(|so_far| *so_far >= count))
-            .await
-            .with_context(|| format!("the group has acked {} of {count} rows in {patience:?}", self.confirmed()))?
-            .context("the ledger lives")?;
-        Ok(())
     }
 }
 
