@@ -327,7 +327,7 @@ impl Disk for MemoryDisk {
             (Some(Some(inode)), _) => inode,
             (None, Open::Read | Open::Write) => return Err(State::missing(path)),
             (None, Open::Create | Open::Replace) => {
-                if !path.parent().is_some_and(|folder| state.live.get(folder) == Some(&None)) {
+                if path.parent().is_none_or(|folder| state.live.get(folder) != Some(&None)) {
                     return Err(State::missing(path.parent().unwrap_or(path)));
                 }
                 state.inode_next += 1;

@@ -292,13 +292,11 @@ impl Inner {
         let slots: Vec<Arc<Slot>> = self.table().slots.values().cloned().collect();
         let verdicts = self.verdicts.borrow().clone();
         let up = |other: &NodeId| verdicts.get(other).is_some_and(|(_, verdict)| *verdict == Verdict::Up);
-        let namesake = slots.iter().filter(|slot| slot.id != id && up(&slot.id)).filter_map(|slot| slot.current());
-        for other in namesake.filter(|other| other.peer.name == *name && !other.is_closed()) {
-            // It may be the one whose place the newcomer takes: then it will not answer.
-            other.probe.notify_one();
-            return Err(format!("its name `{name}` is that of node {}, which answers", other.peer.id));
-        }
-        Ok(())
+        let mut others = slots.iter().filter(|slot| slot.id != id && up(&slot.id)).filter_map(|slot| slot.current());
+        let Some(other) = others.find(|other| other.peer.name == *name && !other.is_closed()) else { return Ok(()) };
+        // It may be the one whose place the newcomer takes: then it will not answer.
+        other.probe.notify_one();
+        Err(format!("its name `{name}` is that of node {}, which answers", other.peer.id))
     }
 
     /// A link has ended. Answers whether it was the one in use and no other is left.
