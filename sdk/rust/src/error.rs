@@ -151,14 +151,17 @@ pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::HashMap;
+
     use tonic_types::ErrorDetails;
+
+    use super::*;
 
     #[test]
     fn statuses_become_typed_errors() {
         let details = |reason: &str, retry: Option<&str>| {
             let metadata = retry.map(|retry| ("retry".to_owned(), retry.to_owned()));
-            ErrorDetails::with_error_info(reason, "weft", metadata)
+            ErrorDetails::with_error_info(reason, "weft", metadata.into_iter().collect::<HashMap<_, _>>())
         };
         let status = |details| tonic::Status::with_error_details(tonic::Code::Unavailable, "why", details);
 

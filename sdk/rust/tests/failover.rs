@@ -1,5 +1,7 @@
 //! The producer and the subscribers against nodes that misbehave: one integration binary.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod fake;
 
 use std::collections::BTreeMap;

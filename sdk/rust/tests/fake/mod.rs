@@ -16,12 +16,12 @@ use weft_proto::v1::events_server::{Events, EventsServer};
 use weft_proto::v1::topics_server::{Topics, TopicsServer};
 use weft_proto::v1::*;
 
-pub const TOPIC: &str = "flights";
+pub(crate) const TOPIC: &str = "flights";
 const PARTITIONS: u32 = 4;
 
 /// How a fake misbehaves.
 #[derive(Clone)]
-pub enum Fault {
+pub(crate) enum Fault {
     None,
     /// Breaks every stream after so many batches or deliveries: after storing, before answering.
     BreakAfter(usize),
@@ -35,7 +35,7 @@ pub enum Fault {
 
 /// What all fakes of a test share: the partitions' logs.
 #[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<Partitions>>);
+pub(crate) struct Log(Arc<Mutex<Partitions>>);
 
 #[derive(Default)]
 struct Partitions {
@@ -47,13 +47,13 @@ struct Partitions {
 }
 
 impl Log {
-    pub fn events(&self) -> Vec<Event> {
+    pub(crate) fn events(&self) -> Vec<Event> {
         let log = self.0.lock().unwrap();
         let batches = log.batches.values().flatten();
         batches.flat_map(|batch| (0..batch.count()).map(|index| batch.decode(index).unwrap())).collect()
     }
 
-    pub fn acked(&self) -> usize {
+    pub(crate) fn acked(&self) -> usize {
         self.0.lock().unwrap().acked.len()
     }
 
@@ -92,12 +92,12 @@ fn refusal(code: ErrorCode, retry: Retry) -> Error {
 }
 
 /// A node.
-pub struct Fake {
+pub(crate) struct Fake {
     pub address: SocketAddr,
 }
 
 impl Fake {
-    pub async fn start(log: Log, fault: Fault) -> Fake {
+    pub(crate) async fn start(log: Log, fault: Fault) -> Fake {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let door = Door { log, fault };
