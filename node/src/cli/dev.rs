@@ -13,12 +13,13 @@ use weft_sdk::Client;
 use super::args::{Dev, loopback};
 use super::ca;
 use super::failure::Failure;
-use super::start::{log_to_stderr, told_to_stop};
+use super::start::told_to_stop;
 use crate::config::{Config, LogConfig, LogFormat};
 use crate::drivers::pki::Authority;
 use crate::host::disk::OsDisk;
 use crate::host::production::Production;
 use crate::host::{Disk, Host};
+use crate::telemetry;
 
 /// How long the nodes may take to become healthy.
 const HEALTHY_PATIENCE: Duration = Duration::from_secs(60);
@@ -28,7 +29,8 @@ const LOOPBACK_MTU: u16 = 6_000;
 const PORT_STEP: u16 = 10;
 
 pub(crate) async fn run(dev: Dev) -> Result<(), Failure> {
-    log_to_stderr(&LogConfig { filter: dev.log.clone(), format: LogFormat::Text })?;
+    let log = LogConfig { filter: dev.log.clone(), format: LogFormat::Text };
+    telemetry::start_log(&log).map_err(Failure::invalid)?;
     let started = Instant::now();
     let folder = Folder::open(dev.dir.clone())?;
     let host: Arc<dyn Host> = Arc::new(Production::new(Arc::new(OsDisk)));

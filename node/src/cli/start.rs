@@ -3,18 +3,17 @@
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
 
 use super::args::Start;
 use super::config;
 use super::failure::Failure;
-use crate::config::{LogConfig, LogFormat};
 use crate::host::disk::OsDisk;
 use crate::host::production::Production;
+use crate::telemetry;
 
 pub(crate) async fn run(start: Start) -> Result<(), Failure> {
     let config = config::load(&start.source, flags(&start))?;
-    log_to_stderr(&config.log)?;
+    telemetry::start_log(&config.log).map_err(Failure::invalid)?;
     let stop = CancellationToken::new();
     tokio::spawn({
         let stop = stop.clone();
@@ -49,18 +48,6 @@ fn flags(start: &Start) -> Vec<(String, String, String)> {
     ];
     let flag = |(name, key, text): (&str, &str, &Option<String>)| Some((name.into(), key.into(), text.clone()?));
     given.into_iter().filter_map(flag).collect()
-}
-
-/// Logs go to stderr.
-pub(crate) fn log_to_stderr(config: &LogConfig) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&config.filter)
-        .map_err(|error| Failure::invalid(format!("log.filter: `{}` is not right: {error}", config.filter)))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let set = match config.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
-    };
-    set.map_err(|error| Failure::failed(format!("log: {error}")))
 }
 
 /// Resolves at Ctrl-C or SIGTERM.

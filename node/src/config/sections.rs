@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::drivers::raft::RAFT_LOG_FILTER;
+
 /// `[node]`: who this node is and where it listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -108,7 +110,7 @@ pub enum LogFormat {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        LogConfig { filter: "info,openraft=warn,quinn=warn".into(), format: LogFormat::Text }
+        LogConfig { filter: format!("info,{RAFT_LOG_FILTER},quinn=warn"), format: LogFormat::Text }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Log lines on stderr.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};
@@ -11,7 +13,8 @@ use crate::config::{LogConfig, LogFormat};
 /// One sentence: the filter cannot be read, or the log was started before.
 pub fn start(config: &LogConfig) -> Result<(), String> {
     let filter = filter(&config.filter)?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let colours = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     let started = match config.format {
         LogFormat::Text => lines.try_init(),
         LogFormat::Json => lines.json().flatten_event(true).with_ansi(false).try_init(),
@@ -31,7 +34,6 @@ mod tests {
 
     #[test]
     fn a_filter_is_checked() {
-        assert!(filter("info,openraft=warn").is_ok());
         assert!(filter(&LogConfig::default().filter).is_ok());
         let error = filter("weft=loud").expect_err("no such level");
         assert!(error.contains("log.filter: `weft=loud`"), "{error}");

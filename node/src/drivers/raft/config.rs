@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use weft_cluster::ids::RaftGroup;
 use weft_cluster::registry::limits::{REPLICATION_MAX, SHARDS_MAX};
 
+/// The part of the default log filter that quiets the Raft library: it warns of every try to reach a dead peer.
+pub const RAFT_LOG_FILTER: &str = "openraft=error";
+
 /// Times and limits of the Raft groups.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -22,7 +22,7 @@ mod network;
 mod rafts;
 mod types;
 
-pub use config::RaftConfig;
+pub use config::{RAFT_LOG_FILTER, RaftConfig};
 pub use fetch::fetch_file;
 pub(in crate::drivers) use group::End;
 pub use group::Group;
