@@ -46,7 +46,9 @@ async fn begin(context: &Arc<Context>) -> io::Result<()> {
         if let Some(cluster) = context.storage.identity().cluster {
             context.links.join(cluster);
         }
-        return resume(context).await;
+        // Its address may be new: if it asked nobody, nobody might know where it is.
+        let (_, resumed) = tokio::join!(probe(context), resume(context));
+        return resumed;
     }
     if let Some(group) = context.group(RaftGroup::REGISTRY).filter(|group| !group.replicas().is_empty()) {
         // Its founding was cut short before anybody was told.
