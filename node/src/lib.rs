@@ -159,6 +159,7 @@ impl Node {
         metrics.register(|registry| {
             storage.metrics().register(registry);
             links.register(registry);
+            rafts.metrics().register(registry);
             gossip.register(registry);
             shards.metrics().register(registry);
             forward.metrics().register(registry);

@@ -236,7 +236,7 @@ fn balance(context: &Arc<Context>, state: &State, view: &ClusterView, memory: &m
 
 /// For a planned stop: gives a leadership to a peer that is up and has the log, the preferred one first.
 pub(super) async fn hand_over(context: &Arc<Context>, group: Group, deadline: Instant) {
-    while group.leadership().borrow().acting && Instant::now() < deadline {
+    while group.leadership().borrow().leader == Some(context.me) && Instant::now() < deadline {
         let view = context.registry.view().borrow().clone();
         let preferred = group.id().shard().and_then(|shard| view.registry.shard(shard).map(|row| row.preferred));
         let mut heirs: Vec<NodeId> = group

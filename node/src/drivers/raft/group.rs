@@ -11,7 +11,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{ChangeMembers, ReadPolicy, ServerState};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use weft_cluster::ids::{Epoch, LogPosition, NodeId, RaftGroup, ReplicaId};
 
@@ -19,14 +19,17 @@ use super::config::openraft_config;
 use super::convert::position;
 use super::log::Log;
 use super::machine::Machine;
+use super::metrics::Fenced;
 use super::network::Network;
 use super::rafts::Context;
 use super::types::{Command, LogId, Place, Raft, TypeConfig};
-use super::{Committed, Leadership, ProposeError, StateMachine};
+use super::{Committed, Leadership, Metrics, ProposeError, StateMachine};
 use crate::drivers::storage::GroupLog;
 
 /// How long a transfer may take; then the leader stands for election itself, because it proposes nothing meanwhile.
 const TRANSFER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a leader that may not propose now takes to say so: callers that try again at once do not spin.
+const REFUSAL_PAUSE: Duration = Duration::from_millis(10);
 /// How long a commit waits for the replication's figures to name the majority that has it.
 const FIGURES_PATIENCE: Duration = Duration::from_millis(50);
 /// How long a purge waits for openraft to note that a checkpoint covers more.
@@ -50,8 +53,13 @@ pub(super) struct Inner {
     /// Index of the newest durable checkpoint.
     checkpointed: watch::Sender<Option<u64>>,
     entries_kept: u64,
-    /// A snapshot is being installed: appends are refused until openraft knows of it.
-    pub(super) installing: AtomicBool,
+    /// A snapshot is on its way: another one is refused.
+    pub(super) receiving: AtomicBool,
+    /// The term whose leadership this replica is giving away, in which it may propose nothing more, and until when
+    /// the heir may take.
+    handing: watch::Sender<Option<(u64, Instant)>>,
+    metrics: Metrics,
+    fenced: Fenced,
     /// The term whose leader is known to be dead: its lease binds this voter no longer. 0: none.
     waived: AtomicU64,
     stopped: CancellationToken,
@@ -78,8 +86,9 @@ impl Group {
     ) -> io::Result<Group> {
         let replica = ReplicaId(log.replica());
         let config = Arc::new(openraft_config(&context.config, id).map_err(io::Error::other)?);
-        let machine = Machine::new(context.host.clone(), machine);
-        let network = Network { links: context.links.clone(), group: id.0, from: replica.0 };
+        let metrics = context.metrics.clone();
+        let machine = Machine::new(context.host.clone(), metrics.clone(), machine);
+        let network = Network { links: context.links.clone(), metrics: metrics.clone(), group: id.0, from: replica.0 };
         let append_bytes = usize::try_from(context.config.append_bytes.as_u64()).unwrap_or(usize::MAX);
         let log = Log::new(log, append_bytes);
         let raft = Raft::build(replica.0, config, network, log, machine.clone()).await.map_err(io::Error::other)?;
@@ -94,7 +103,10 @@ impl Group {
                 leadership: watch::Sender::default(),
                 checkpointed: watch::Sender::default(),
                 entries_kept: context.config.entries_kept,
-                installing: AtomicBool::new(false),
+                receiving: AtomicBool::new(false),
+                handing: watch::Sender::default(),
+                metrics,
+                fenced: context.fenced.clone(),
                 waived: AtomicU64::new(0),
                 stopped: CancellationToken::new(),
                 leaderships: context.leaderships.clone(),
@@ -129,7 +141,10 @@ impl Group {
         if self.inner.stopped.is_cancelled() {
             return Err(ProposeError::Stopped("the replica has stopped".into()));
         }
+        let begun = Instant::now();
         let written = self.inner.raft.client_write(Command::wrap(&command)).await;
+        self.inner.metrics.proposals.inc();
+        self.inner.metrics.propose_seconds.observe(begun.elapsed().as_secs_f64());
         match written {
             Ok(response) => {
                 let at = position(&response.log_id);
@@ -167,7 +182,8 @@ impl Group {
         });
     }
 
-    /// Hands leadership to a node that holds a voter and waits (at most 2 s) until it acts.
+    /// Hands leadership to a node that holds a voter and waits (at most 2 s) until it acts. From now on this replica
+    /// does not act; if the heir does not take over, it stands for election itself, also if nobody waits here any more.
     ///
     /// # Errors
     /// `NotLeader`: this node does not lead, or `to` holds no voter. `Unknown`: it did not take over in time.
@@ -182,6 +198,7 @@ impl Group {
         }
         let target = self.voters().into_iter().find(|(_, node)| *node == to).map(|(id, _)| id);
         let target = target.ok_or(ProposeError::NotLeader(before.leader))?;
+        self.inner.handing.send_replace(Some((before.epoch.0, Instant::now() + TRANSFER_PATIENCE)));
         self.inner.raft.trigger().transfer_leader(target).await.map_err(stopped)?;
         let taken = async {
             let now = leadership.wait_for(|now| now.epoch > before.epoch && now.leader.is_some()).await;
@@ -191,11 +208,7 @@ impl Group {
             Ok(Ok(now)) if now.leader == Some(to) => Ok(now.epoch),
             Ok(Ok(now)) => Err(ProposeError::NotLeader(now.leader)),
             Ok(Err(_)) => Err(ProposeError::Stopped("the replica has stopped".into())),
-            Err(_) => {
-                // A leader that has begun to hand over proposes nothing more in its term.
-                self.elect().await;
-                Err(ProposeError::Unknown)
-            }
+            Err(_) => Err(ProposeError::Unknown),
         }
     }
 
@@ -306,10 +319,15 @@ impl Group {
     }
 
     async fn not_leader(&self, forward: ForwardToLeader<TypeConfig>) -> ProposeError {
-        if forward.reason == ForwardReason::LeaseExpired {
-            // Wakes a leader that has heard of no majority for a while; the caller tries again.
-            let _ = self.inner.raft.trigger().heartbeat().await;
-            sleep(Duration::from_millis(10)).await;
+        match forward.reason {
+            ForwardReason::NotLeader => {}
+            ForwardReason::LeaseExpired => {
+                // Wakes a leader that has heard of no majority for a while; the caller tries again.
+                let _ = self.inner.raft.trigger().heartbeat().await;
+                sleep(REFUSAL_PAUSE).await;
+            }
+            // The refusal comes at once, and would again.
+            ForwardReason::LeadershipTransfer => sleep(REFUSAL_PAUSE).await,
         }
         ProposeError::NotLeader(forward.leader_node.map(|place| place.node))
     }
@@ -342,14 +360,28 @@ impl Group {
     async fn follow(self, host: Arc<dyn crate::host::Host>) {
         let mut metrics = self.inner.raft.server_metrics();
         let mut term = self.inner.machine.term();
+        let mut handing = self.inner.handing.subscribe();
+        let mut stood = 0;
         loop {
             let now = self.present(*term.borrow_and_update());
+            let overdue = handing.borrow_and_update().filter(|(term, _)| *term == now.epoch.0).map(|(_, until)| until);
+            self.count_election(&mut stood);
             self.publish(now);
             tokio::select! {
                 biased;
                 () = self.inner.stopped.cancelled() => return,
                 changed = metrics.changed() => if changed.is_err() { break },
                 changed = term.changed() => if changed.is_err() { break },
+                _ = handing.changed() => {}
+                () = wait_until(overdue) => {
+                    let again = Instant::now() + TRANSFER_PATIENCE;
+                    self.inner.handing.send_modify(|handing| {
+                        if let Some((_, until)) = handing {
+                            *until = again;
+                        }
+                    });
+                    self.elect().await;
+                }
             }
         }
         self.withdraw();
@@ -362,9 +394,27 @@ impl Group {
             Err(Fatal::Panicked) => {
                 host.abort(&format!("the replica {} of {} failed a check", self.inner.replica, self.inner.id))
             }
-            Err(error) => tracing::error!(group = %self.inner.id, %error, "the replica has stopped"),
-            Ok(()) => tracing::error!(group = %self.inner.id, "the replica has stopped"),
+            Err(error) => self.fence(&error.to_string()),
+            Ok(()) => self.fence("its core ended"),
         }
+    }
+
+    /// The replica has failed while it ran, and stays so until the node starts anew.
+    fn fence(&self, reason: &str) {
+        tracing::error!(group = %self.inner.id, replica = %self.inner.replica, reason, "the replica has failed");
+        self.inner.fenced.insert(self.inner.id, format!("the replica failed: {reason}"));
+    }
+
+    /// Counts each term in which this replica voted for itself once.
+    fn count_election(&self, stood: &mut u64) {
+        let vote = self.inner.raft.server_metrics().borrow_watched().vote;
+        if vote.leader_id.voted_for == self.inner.replica.0 && vote.leader_id.term > *stood {
+            // What it began with is an election before its start.
+            if *stood > 0 || self.inner.leadership.borrow().epoch.0 > 0 {
+                self.inner.metrics.elections.inc();
+            }
+        }
+        *stood = (*stood).max(vote.leader_id.term);
     }
 
     /// Nobody is known to lead, and this node does not act.
@@ -376,6 +426,10 @@ impl Group {
     fn publish(&self, now: Leadership) {
         let changed = self.inner.leadership.send_if_modified(|last| {
             let changed = *last != now;
+            if now.leader.is_some() && (now.leader, now.epoch) != (last.leader, last.epoch) {
+                self.inner.metrics.leader_changes.inc();
+            }
+            self.inner.metrics.groups_led.inc_by(i64::from(now.acting) - i64::from(last.acting));
             *last = now;
             changed
         });
@@ -390,10 +444,11 @@ impl Group {
         let place = |id: u64| metrics.membership_config.get_node(&id).map(|place| place.node);
         let term = metrics.vote.leader_id.term;
         let leads = metrics.state == ServerState::Leader && metrics.current_leader == Some(self.inner.replica.0);
+        let handing = self.inner.handing.borrow().is_some_and(|(handed, _)| handed == term);
         Leadership {
             epoch: Epoch(term),
             leader: metrics.current_leader.and_then(place),
-            acting: leads && metrics.vote.committed && applied_term == term,
+            acting: leads && metrics.vote.committed && applied_term == term && !handing,
         }
     }
 
@@ -438,6 +493,14 @@ impl Group {
         let matched = data.replication.iter().flat_map(|map| map.values()).flatten().map(|id| id.index);
         let near = covered.saturating_sub(self.inner.entries_kept.saturating_mul(16));
         matched.filter(|index| *index >= near).min().unwrap_or(covered)
+    }
+}
+
+/// The time, if there is one; never else.
+async fn wait_until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

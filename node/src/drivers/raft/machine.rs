@@ -12,19 +12,23 @@ use weft_cluster::ids::NodeId;
 
 use super::convert::{log_id, position, stored_from_bytes, stored_to_bytes};
 use super::types::{LogId, Response, SnapshotMeta, StoredMembership, TypeConfig};
-use super::{Manifest, StateMachine};
+use super::{Manifest, Metrics, Staged, StateMachine};
 use crate::host::Host;
 
-/// A snapshot as openraft hands it around: a manifest, and the pin that keeps its files.
+/// A snapshot as openraft hands it around.
 pub(super) struct Snapshot {
+    /// At its sender.
     pub(super) manifest: Manifest,
+    /// Keeps the sender's files.
     _pin: Option<Box<dyn Send + Sync>>,
+    /// At its receiver, if it has arrived; nothing stands for a state that the machine already has.
+    staged: Option<Staged>,
 }
 
 impl Snapshot {
     /// Stands for a state that the machine already has.
-    pub(super) fn marker() -> Snapshot {
-        Snapshot { manifest: Manifest { bytes: bytes::Bytes::new() }, _pin: None }
+    fn marker() -> Snapshot {
+        Snapshot { manifest: Manifest { bytes: bytes::Bytes::new() }, _pin: None, staged: None }
     }
 }
 
@@ -32,6 +36,7 @@ type Made = openraft::Snapshot<super::types::Committed, u64, super::types::Place
 
 struct Shared {
     host: Arc<dyn Host>,
+    metrics: Metrics,
     machine: Mutex<Box<dyn StateMachine>>,
     /// The term of the last entry applied.
     term: watch::Sender<u64>,
@@ -43,10 +48,11 @@ struct Shared {
 pub(super) struct Machine(Arc<Shared>);
 
 impl Machine {
-    pub(super) fn new(host: Arc<dyn Host>, machine: Box<dyn StateMachine>) -> Machine {
+    pub(super) fn new(host: Arc<dyn Host>, metrics: Metrics, machine: Box<dyn StateMachine>) -> Machine {
         let term = machine.applied().map_or(0, |at| at.term);
         Machine(Arc::new(Shared {
             host,
+            metrics,
             machine: Mutex::new(machine),
             term: watch::Sender::new(term),
             started: AtomicBool::new(false),
@@ -63,20 +69,17 @@ impl Machine {
         self.0.term.subscribe()
     }
 
-    /// Replaces the state by a peer's snapshot, unless it is not newer. On an error the state is the old one.
-    pub(super) async fn install(&self, from: NodeId, meta: &SnapshotMeta, manifest: Manifest) -> io::Result<()> {
-        let Some(at) = meta.last_log_id.as_ref().map(position) else { return Ok(()) };
-        let mut machine = self.0.machine.lock().await;
-        if machine.applied() >= Some(at) {
-            return Ok(());
-        }
-        machine.install(from, at, stored_to_bytes(&meta.last_membership), manifest).await?;
-        machine.flush();
-        if machine.applied() != Some(at) {
-            return Err(io::Error::other("the state machine is not at the snapshot it installed"));
-        }
-        self.0.term.send_if_modified(|term| std::mem::replace(term, at.term) != at.term);
-        Ok(())
+    /// Brings a peer's snapshot here whole. The state is replaced only when openraft says so.
+    pub(super) async fn stage(&self, from: NodeId, meta: &SnapshotMeta, manifest: Manifest) -> io::Result<Snapshot> {
+        let Some(at) = meta.last_log_id.as_ref().map(position) else { return Ok(Snapshot::marker()) };
+        let staged = {
+            let machine = self.0.machine.lock().await;
+            if machine.applied() >= Some(at) {
+                return Ok(Snapshot::marker());
+            }
+            machine.stage(from, at, stored_to_bytes(&meta.last_membership), manifest)
+        };
+        Ok(Snapshot { staged: Some(staged.await?), ..Snapshot::marker() })
     }
 }
 
@@ -115,7 +118,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let mut term = *self.0.term.borrow();
         while let Some((entry, responder)) = entries.try_next().await? {
             let at = position(&entry.log_id);
-            // A snapshot that was installed meanwhile covers it.
+            // The state has it already.
             if machine.applied().is_some_and(|applied| at.index <= applied.index) {
                 continue;
             }
@@ -154,12 +157,22 @@ impl RaftStateMachine<TypeConfig> for Machine {
         self.clone()
     }
 
-    /// `Machine::install` ran before openraft was told, because it may fail and openraft could not go on then.
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, _: Snapshot) -> io::Result<()> {
-        let machine = self.0.machine.lock().await;
-        if machine.applied().map(log_id) < meta.last_log_id {
-            return Err(io::Error::other("a snapshot must be installed before openraft learns of it"));
+    /// openraft has accepted the snapshot: the vote was not stale, and what is committed here is older. It purges
+    /// the log and appends only after this.
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Snapshot) -> io::Result<()> {
+        let Some(at) = meta.last_log_id.as_ref().map(position) else { return Ok(()) };
+        let mut machine = self.0.machine.lock().await;
+        if machine.applied() >= Some(at) {
+            return Ok(());
         }
+        let staged = snapshot.staged.ok_or_else(|| io::Error::other("a snapshot without its state"))?;
+        machine.install(at, staged).await?;
+        machine.flush();
+        if machine.applied() != Some(at) {
+            return Err(io::Error::other("the state machine is not at the snapshot it installed"));
+        }
+        self.0.metrics.snapshots_installed.inc();
+        self.0.term.send_if_modified(|term| std::mem::replace(term, at.term) != at.term);
         Ok(())
     }
 
@@ -173,6 +186,6 @@ impl RaftStateMachine<TypeConfig> for Machine {
         }
         let (at, manifest, pin) = machine.snapshot()?;
         let meta = SnapshotMeta { last_log_id: Some(log_id(at)), ..meta_of(machine.as_ref())? };
-        Ok(Some(Made { meta, snapshot: Snapshot { manifest, _pin: Some(pin) } }))
+        Ok(Some(Made { meta, snapshot: Snapshot { manifest, _pin: Some(pin), staged: None } }))
     }
 }

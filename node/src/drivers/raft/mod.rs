@@ -18,6 +18,7 @@ mod fetch;
 mod group;
 mod log;
 mod machine;
+mod metrics;
 mod network;
 mod rafts;
 mod types;
@@ -26,6 +27,7 @@ pub use config::{RAFT_LOG_FILTER, RaftConfig};
 pub use fetch::fetch_file;
 pub(in crate::drivers) use group::End;
 pub use group::Group;
+pub use metrics::Metrics;
 pub(in crate::drivers) use rafts::Context;
 pub use rafts::Rafts;
 
@@ -43,6 +45,9 @@ pub struct Manifest {
     pub bytes: Bytes,
 }
 
+/// A snapshot that has arrived whole, as `StateMachine::install` takes it. Dropped, it leaves no trace.
+pub type Staged = Box<dyn std::any::Any + Send>;
+
 /// The state of one group, driven by its log. One owner task calls it, in order.
 pub trait StateMachine: Send + 'static {
     /// The last position applied, from the checkpoint it was made of; `None` for a new replica.
@@ -57,14 +62,17 @@ pub trait StateMachine: Send + 'static {
     fn flush(&mut self);
     /// The present state for a replica that is too far behind; its files stay pinned while `Pin` lives.
     fn snapshot(&mut self) -> io::Result<(LogPosition, Manifest, Box<dyn Send + Sync>)>;
-    /// Replaces the state by a snapshot from `from`, fetching the files it lacks. Durable when it returns.
-    fn install(
-        &mut self,
+    /// Checks a snapshot from `from` and fetches the files that are missing here. The state stays as it is, and
+    /// the log goes on meanwhile. All that can go wrong with a snapshot must go wrong here.
+    fn stage(
+        &self,
         from: NodeId,
         at: LogPosition,
         membership: Bytes,
         manifest: Manifest,
-    ) -> Promise<'_, io::Result<()>>;
+    ) -> Promise<'static, io::Result<Staged>>;
+    /// Replaces the state, which is older than `at`, by what `stage` has made. Durable when it returns.
+    fn install(&mut self, at: LogPosition, staged: Staged) -> Promise<'_, io::Result<()>>;
 }
 
 /// Who leads a group, as this node's replica knows it.

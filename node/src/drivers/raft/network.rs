@@ -17,6 +17,7 @@ use weft_proto::internal::v1 as wire;
 use weft_proto::internal::v1::raft_request::Request;
 use weft_proto::internal::v1::raft_response::Response;
 
+use super::Metrics;
 use super::convert;
 use super::machine::Snapshot;
 use super::types::{Committed, Place, TypeConfig, Vote};
@@ -25,6 +26,7 @@ use crate::drivers::link::{Lane, LinkError, Links, Parts};
 /// Makes the clients of one group's replica.
 pub(super) struct Network {
     pub(super) links: Links,
+    pub(super) metrics: Metrics,
     pub(super) group: u64,
     pub(super) from: u64,
 }
@@ -32,6 +34,7 @@ pub(super) struct Network {
 /// Sends one group's messages to one replica.
 pub(super) struct Client {
     links: Links,
+    metrics: Metrics,
     group: u64,
     from: u64,
     to: u64,
@@ -42,7 +45,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Client;
 
     async fn new_client(&mut self, to: u64, place: &Place) -> Client {
-        Client { links: self.links.clone(), group: self.group, from: self.from, to, node: place.node }
+        let (links, metrics) = (self.links.clone(), self.metrics.clone());
+        Client { links, metrics, group: self.group, from: self.from, to, node: place.node }
     }
 }
 
@@ -136,6 +140,7 @@ impl RaftNetworkV2<TypeConfig> for Client {
         };
         match answer {
             Response::Snapshot(response) => {
+                self.metrics.snapshots_sent.inc();
                 Ok(SnapshotResponse::new(convert::vote_from_wire(response.vote).map_err(invalid)?))
             }
             _ => Err(unexpected("the answer is not one to a snapshot").into()),

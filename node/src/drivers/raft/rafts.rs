@@ -20,7 +20,8 @@ use weft_proto::internal::v1::{
 use weft_proto::v1;
 use weft_proto::v1::ErrorCode;
 
-use super::{Group, ProposeError, RaftConfig, door, fetch, types};
+use super::metrics::Fenced;
+use super::{Group, Metrics, ProposeError, RaftConfig, door, fetch, types};
 use crate::drivers::link::{Lane, LinkStream, Links, Parts};
 use crate::drivers::owners::{self, Owners};
 use crate::drivers::registry::{self, Registry, Replica};
@@ -51,7 +52,8 @@ pub(in crate::drivers) struct Context {
     /// Cancels balancing: this node gives its leaderships away.
     pub(in crate::drivers) draining: watch::Sender<bool>,
     groups: Mutex<BTreeMap<RaftGroup, Group>>,
-    fenced: Mutex<BTreeMap<RaftGroup, String>>,
+    pub(super) fenced: Fenced,
+    pub(super) metrics: Metrics,
     shards: OnceLock<Shards>,
 }
 
@@ -68,7 +70,7 @@ impl Context {
 
     /// Why a group's data here may not be used, if so.
     pub(in crate::drivers) fn fenced(&self, id: RaftGroup) -> Option<String> {
-        self.fenced.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.fenced.get(id)
     }
 
     /// Starts a replica whose log exists.
@@ -124,13 +126,8 @@ impl Context {
             group.stop().await;
         }
         self.storage.delete_group(id).await?;
-        self.fenced.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.fenced.remove(id);
         Ok(())
-    }
-
-    /// openraft and the state machine disagree about a group: only a start from the disk brings them together.
-    pub(super) fn restart(&self, id: RaftGroup) {
-        self.host.abort(&format!("{id}: the log refused a snapshot that the state already has"));
     }
 
     /// One control request to a peer.
@@ -168,6 +165,7 @@ impl Rafts {
         let me = NodeId(parts.me.id);
         let generation = Generation(parts.me.generation);
         let registry = Registry::new(parts.host.clone(), parts.links.clone(), me, generation);
+        let metrics = Metrics::default();
         let context = Arc::new(Context {
             host: parts.host,
             tasks: parts.tasks,
@@ -183,15 +181,15 @@ impl Rafts {
             leaderships: watch::Sender::default(),
             draining: watch::Sender::default(),
             groups: Mutex::default(),
-            fenced: Mutex::default(),
+            fenced: Fenced::new(metrics.fenced_groups.clone()),
+            metrics,
             shards: OnceLock::new(),
         });
         let mut rest = Vec::new();
         for found in parts.recovered {
             if let Some(reason) = &found.fenced {
                 tracing::error!(group = %found.group, %reason, "the replica is fenced: its data failed a check");
-                let mut fenced = context.fenced.lock().unwrap_or_else(PoisonError::into_inner);
-                fenced.insert(found.group, reason.clone());
+                context.fenced.insert(found.group, reason.clone());
             } else if found.group == RaftGroup::REGISTRY {
                 let log = context.storage.log(found.group).ok_or_else(|| io::Error::other("the registry's log"))?;
                 context.start_group(found.group, log, found.checkpoint).await?;
@@ -238,9 +236,14 @@ impl Rafts {
         &self.context
     }
 
-    /// Groups whose data on this node failed a check, with the reason for a person.
+    /// Groups whose data on this node failed a check, or whose replica has failed since, with the reason for a person.
     pub fn fenced(&self) -> BTreeMap<RaftGroup, String> {
-        self.context.fenced.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.context.fenced.all()
+    }
+
+    /// What the groups of this node count.
+    pub fn metrics(&self) -> &Metrics {
+        &self.context.metrics
     }
 
     /// Lane::Raft: one encoded `RaftRequest`, answered by an encoded `RaftResponse`.

@@ -11,7 +11,9 @@ use bytesize::ByteSize;
 use prost::Message;
 use tokio::runtime::Runtime;
 use weft_cluster::ids::{Generation, RaftGroup, ShardId};
+use weft_cluster::registry::State;
 use weft_cluster::view::{ClusterView, MemberState};
+use weft_proto::internal::v1 as wire;
 use weft_proto::internal::v1::registry_command::Command;
 use weft_proto::internal::v1::{ControlRequest, CreateTopic, RegistryCommand};
 use weft_proto::v1::ErrorCode;
@@ -350,6 +352,13 @@ fn three_nodes_found_a_cluster_and_replace_a_dead_leader_before_rafts_own_timeou
     let shards_back = killed.elapsed();
     println!("registry back after {registry_back:?}, {} shards after {shards_back:?}", led.len());
     assert!(shards_back < Duration::from_secs(5), "Raft's own timeout is 6 s at least, and {shards_back:?} passed");
+
+    cluster.start(victim);
+    cluster.node(victim).has_topic("after");
+    let there = |view: &ClusterView| view.registry_leader.is_some() && view.owners.len() == 4;
+    cluster.node(victim).until("owners as the restarted node sees them", there);
+    let read: Arc<State> = block(cluster.node(victim).registry.read(PATIENCE)).unwrap();
+    assert!(read.topic("", "before").is_some());
 }
 
 #[test]
@@ -378,4 +387,91 @@ fn a_fourth_node_joins_and_follows_and_a_drained_one_leads_nothing() {
         drained.rafts.stop().await;
         drained.storage.close().await;
     });
+}
+
+#[test]
+fn a_voter_that_was_away_while_the_log_was_purged_gets_a_snapshot() {
+    let mut cluster = founded(3);
+    let leader = cluster.node(0).all_owned().registry_leader.unwrap();
+    let away = (0..3).find(|which| cluster.node(*which).id != leader).unwrap();
+    cluster.kill(away);
+    let at = cluster.which(leader);
+    (0..150).for_each(|i| cluster.node(at).create_topic(&format!("t{i}")));
+    let log = |which: usize| cluster.node(which).storage.log(RaftGroup::REGISTRY).unwrap().state();
+    let start = Instant::now();
+    while log(at).purged.is_none_or(|purged| purged.index < 60) {
+        assert!(start.elapsed() < PATIENCE, "never purged: {:?}", log(at));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    cluster.start(away);
+    cluster.node(away).has_topic("t149");
+    assert!(cluster.node(away).storage.log(RaftGroup::REGISTRY).unwrap().state().purged.is_some());
+    cluster.node(at).create_topic("last");
+    cluster.node(away).has_topic("last");
+    let metrics = |which: usize| cluster.node(which).rafts.metrics().clone();
+    assert!(metrics(away).snapshots_installed.get() > 0 && metrics(at).snapshots_sent.get() > 0);
+    cluster.kill(away);
+    cluster.start(away);
+    cluster.node(away).has_topic("last");
+}
+
+#[test]
+fn a_snapshot_that_raft_refuses_leaves_the_state_as_it_was() {
+    let cluster = founded(1);
+    let node = cluster.node(0);
+    let group = node.registry.group().unwrap();
+    let at = LogPosition { term: 999, index: 100_000 };
+    let mut state = State::clone(&node.registry.state());
+    state.note(at);
+    let snapshot = wire::SnapshotRequest {
+        // From a leader of long ago.
+        vote: Some(wire::Vote { term: 0, voted_for: Some(7), committed: true }),
+        meta: Some(wire::SnapshotMeta {
+            last_log_id: Some(wire::LogId { term: at.term, index: at.index }),
+            last_membership: Some(wire::StoredMembership::default()),
+        }),
+        manifest: state.to_proto().encode_to_vec().into(),
+    };
+    let request = wire::raft_request::Request::Snapshot(snapshot);
+    let request = wire::RaftRequest { group: 0, from: 7, to: group.replica().0, request: Some(request) };
+    let answer = block(node.rafts.request(NodeId(7), request.encode_to_vec().into())).unwrap().concat();
+    match wire::RaftResponse::decode(answer.as_slice()).unwrap().response {
+        Some(wire::raft_response::Response::Snapshot(refusal)) => assert!(refusal.vote.unwrap().term > 0),
+        other => panic!("{other:?}"),
+    }
+    node.create_topic("after");
+    assert!(node.has_topic("after").registry.applied() < Some(at));
+    assert_eq!(node.rafts.metrics().snapshots_installed.get(), 0);
+}
+
+#[test]
+fn a_leader_whose_heir_is_gone_leads_on() {
+    let mut cluster = founded(3);
+    let leader = cluster.node(0).all_owned().registry_leader.unwrap();
+    let at = cluster.which(leader);
+    let heir = (0..3).find(|which| *which != at).unwrap();
+    let heir_id = cluster.node(heir).id;
+    cluster.kill(heir);
+    let group = cluster.node(at).registry.group().unwrap();
+    // Nobody waits for its end.
+    let handed = block(async { tokio::time::timeout(Duration::from_millis(100), group.transfer(heir_id)).await });
+    assert!(handed.is_err(), "{handed:?}");
+    assert!(!group.leadership().borrow().acting, "a leader that may propose nothing does not act");
+    cluster.node(at).create_topic("after");
+}
+
+#[test]
+fn a_replica_that_fails_while_it_runs_is_fenced() {
+    let cluster = founded(1);
+    let node = cluster.node(0);
+    assert!(node.rafts.fenced().is_empty());
+    let group = node.registry.group().unwrap();
+    block(group.inner.raft.shutdown()).unwrap();
+    let start = Instant::now();
+    while !node.rafts.fenced().contains_key(&RaftGroup::REGISTRY) {
+        assert!(start.elapsed() < PATIENCE, "never fenced");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(node.rafts.metrics().fenced_groups.get(), 1);
+    assert!(matches!(block(group.propose(Bytes::new())), Err(ProposeError::Stopped(_))));
 }

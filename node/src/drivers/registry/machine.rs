@@ -10,7 +10,7 @@ use weft_cluster::registry::State;
 use weft_proto::internal::v1::{RegistryCheckpoint, RegistryEntry, RegistryState, StoredMembership, WatchEntry};
 
 use super::Registry;
-use crate::drivers::raft::{Applied, Group, Manifest, StateMachine};
+use crate::drivers::raft::{Applied, Group, Manifest, Staged, StateMachine};
 use crate::drivers::storage::{Checkpointed, Storage};
 use crate::host::Promise;
 
@@ -94,6 +94,12 @@ impl Replica {
     }
 }
 
+/// A snapshot that has been read.
+struct Received {
+    state: State,
+    membership: Bytes,
+}
+
 impl StateMachine for Replica {
     fn applied(&self) -> Option<LogPosition> {
         self.kept.with(|inner| inner.state.applied())
@@ -131,19 +137,27 @@ impl StateMachine for Replica {
         Ok((at, Manifest { bytes: state.to_proto().encode_to_vec().into() }, Box::new(())))
     }
 
-    fn install(
-        &mut self,
+    fn stage(
+        &self,
         _from: NodeId,
         at: LogPosition,
         membership: Bytes,
         manifest: Manifest,
-    ) -> Promise<'_, io::Result<()>> {
+    ) -> Promise<'static, io::Result<Staged>> {
         Box::pin(async move {
             let state = RegistryState::decode(manifest.bytes).map_err(invalid)?;
             let state = State::from_proto(state).map_err(invalid)?;
             if state.applied() != Some(at) {
                 return Err(invalid("the snapshot is not of the position that its sender names"));
             }
+            Ok(Box::new(Received { state, membership }) as Staged)
+        })
+    }
+
+    fn install(&mut self, _at: LogPosition, staged: Staged) -> Promise<'_, io::Result<()>> {
+        Box::pin(async move {
+            let received = staged.downcast::<Received>().map_err(|_| invalid("no state of a registry"))?;
+            let Received { state, membership } = *received;
             self.kept.with(|inner| {
                 inner.state = state;
                 inner.membership = membership;

@@ -13,8 +13,8 @@ use weft_proto::internal::v1::{
 };
 
 use super::seat::{Replica, Seat};
-use crate::drivers::raft::{Applied, Manifest, StateMachine, fetch_file};
-use crate::drivers::storage::{Checkpointed, SegmentInfo};
+use crate::drivers::raft::{Applied, Manifest, Staged, StateMachine, fetch_file};
+use crate::drivers::storage::{Checkpointed, SegmentInfo, Staging};
 use crate::host::Promise;
 
 /// A replica as its last checkpoint has it, or an empty one.
@@ -70,9 +70,18 @@ impl Machine {
         }
         Ok(())
     }
+}
 
-    async fn replace(&mut self, from: NodeId, at: LogPosition, manifest: Manifest) -> io::Result<()> {
-        let (shard, group) = (self.seat.shard, RaftGroup::of(self.seat.shard));
+/// A snapshot whose files are all here.
+struct Received {
+    staging: Staging,
+    state: State,
+    bytes: Bytes,
+}
+
+impl Received {
+    async fn fetch(seat: Arc<Seat>, from: NodeId, at: LogPosition, manifest: Manifest) -> io::Result<Received> {
+        let (shard, group) = (seat.shard, RaftGroup::of(seat.shard));
         let manifest = SnapshotManifest::decode(manifest.bytes)
             .map_err(|error| invalid(format!("the manifest of shard {shard} from {from} is not readable: {error}")))?;
         let state = decode(shard, manifest.state.clone())?;
@@ -80,16 +89,12 @@ impl Machine {
             return Err(invalid(format!("the snapshot of shard {shard} from {from} is not of position {at}")));
         }
         let wanted: Vec<SegmentInfo> = manifest.segments.iter().map(info).collect();
-        let mut staging = self.seat.segments.stage(&wanted)?;
+        let mut staging = seat.segments.stage(&wanted)?;
         for file in staging.missing.clone() {
-            fetch_file(&self.seat.commons.links, from, group, &file, &mut staging).await?;
+            fetch_file(&seat.commons.links, from, group, &file, &mut staging).await?;
         }
-        staging.commit(at, manifest.state).await?;
-        self.ends.clear();
-        let mut replica = self.seat.replica();
-        replica.state = state;
-        replica.frozen = Some(at);
-        Ok(())
+        let staging = staging.check().await?;
+        Ok(Received { staging, state, bytes: manifest.state })
     }
 }
 
@@ -139,27 +144,42 @@ impl StateMachine for Machine {
         Ok((at, Manifest { bytes }, pin))
     }
 
-    fn install(
-        &mut self,
+    fn stage(
+        &self,
         from: NodeId,
         at: LogPosition,
         membership: Bytes,
         manifest: Manifest,
-    ) -> Promise<'_, io::Result<()>> {
+    ) -> Promise<'static, io::Result<Staged>> {
+        let seat = self.seat.clone();
         Box::pin(async move {
-            tracing::info!(shard = %self.seat.shard, %from, %at, "install a snapshot");
+            let shard = seat.shard;
+            tracing::info!(%shard, %from, %at, "fetches a snapshot");
+            let received = Received::fetch(seat, from, at, manifest).await?;
+            let expected = received.state.membership().map(Message::encode_to_vec).unwrap_or_default();
+            if expected != membership {
+                tracing::debug!(%shard, "the snapshot's membership is newer than its state");
+            }
+            Ok(Box::new(received) as Staged)
+        })
+    }
+
+    fn install(&mut self, at: LogPosition, staged: Staged) -> Promise<'_, io::Result<()>> {
+        Box::pin(async move {
+            tracing::info!(shard = %self.seat.shard, %at, "installs a snapshot");
+            let received = staged.downcast::<Received>().map_err(|_| invalid("no state of a shard".to_owned()))?;
+            let Received { staging, state, bytes } = *received;
             // A checkpoint now would pair the old state with the new files.
             self.seat.replica().installing = true;
-            let replaced = self.replace(from, at, manifest).await;
+            let committed = staging.commit(at, bytes).await;
             {
                 let mut replica = self.seat.replica();
                 replica.installing = false;
-                let expected = replica.state.membership().map(Message::encode_to_vec).unwrap_or_default();
-                if replaced.is_ok() && expected != membership {
-                    tracing::debug!(shard = %self.seat.shard, "the snapshot's membership is newer than its state");
-                }
+                committed?;
+                replica.state = state;
+                replica.frozen = Some(at);
             }
-            replaced?;
+            self.ends.clear();
             self.seat.reload();
             Ok(())
         })

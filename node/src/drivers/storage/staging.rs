@@ -27,6 +27,7 @@ pub struct Staging {
     kept: Vec<Arc<Segment>>,
     number: u64,
     written: BTreeMap<(PartitionId, Offset), (PathBuf, Arc<dyn DiskFile>)>,
+    checked: bool,
     committed: bool,
 }
 
@@ -50,6 +51,7 @@ impl Staging {
             kept,
             number: inner.meta_number(),
             written: BTreeMap::new(),
+            checked: false,
             committed: false,
         }
     }
@@ -70,6 +72,28 @@ impl Staging {
             self.written.insert(key, (path, made));
         }
         self.written[&key].1.write_at(data, at)
+    }
+
+    /// Checks ahead of `commit` that every missing file has arrived whole.
+    ///
+    /// # Errors
+    /// `InvalidData`: one has not; what has arrived is removed.
+    pub async fn check(mut self) -> io::Result<Staging> {
+        let host = Arc::clone(&self.inner.host);
+        let checked = host.run_blocking(move || {
+            for info in &self.missing {
+                let (path, file) = self.received(info)?;
+                check(&**file, info).map_err(|error| invalid(format!("{}: {error}", path.display())))?;
+            }
+            self.checked = true;
+            Ok(self)
+        });
+        checked.await
+    }
+
+    fn received(&self, info: &SegmentInfo) -> io::Result<&(PathBuf, Arc<dyn DiskFile>)> {
+        let missing = || invalid(format!("{} at offset {} was not received", info.partition, info.base));
+        self.written.get(&(info.partition, info.base)).ok_or_else(missing)
     }
 
     /// Checks every file's CRC, syncs, and switches the replica to these files, `state` and `at` in one
@@ -109,10 +133,10 @@ impl Staging {
         let files = &self.group.files;
         let mut segments = self.kept.clone();
         for info in &self.missing {
-            let Some((path, file)) = self.written.get(&(info.partition, info.base)) else {
-                return Err(invalid(format!("{} at offset {} was not received", info.partition, info.base)));
-            };
-            check(&**file, info).map_err(|error| invalid(format!("{}: {error}", path.display())))?;
+            let (path, file) = self.received(info)?;
+            if !self.checked {
+                check(&**file, info).map_err(|error| invalid(format!("{}: {error}", path.display())))?;
+            }
             let mut end = info.base;
             scan(&**file, path, info.bytes, |header, _| end = Offset(header.base_offset + u64::from(header.count)))?;
             file.sync_data()?;
