@@ -20,7 +20,7 @@ pub struct NodeConfig {
     pub zone: String,
     /// Relative capacity for placement.
     pub weight: u32,
-    /// Where clients connect: gRPC and HTTP/1.1 on one port.
+    /// Where clients connect: gRPC.
     pub listen: SocketAddr,
     /// Where links connect: QUIC over UDP, and the tripwire over TCP, on one port number.
     pub peer_listen: SocketAddr,
