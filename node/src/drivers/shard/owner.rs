@@ -1,6 +1,7 @@
 //! The owner: one task per shard. While its node acts, it gathers what is waiting into one proposal at a time.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
@@ -15,6 +16,9 @@ use super::queue::{Ack, Append, Work};
 use super::seat::Seat;
 use super::{bytes_of, refusal, settings};
 use crate::drivers::raft::{Committed, Group, Leadership, ProposeError};
+
+/// How long the owner waits after a proposal that failed, unless its leadership changes before.
+const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 
 /// Owns the shard whenever this node acts for it, until the replica is gone.
 pub(super) async fn run(seat: Arc<Seat>) {
@@ -73,10 +77,19 @@ impl Owner {
             proposed = self.group.propose(entry) => proposed,
             () = lost(self.leadership.clone(), leadership.epoch) => Err(ProposeError::Unknown),
         };
-        if proposed.is_err() {
-            self.settled = None;
+        let refused = proposed.is_err();
+        self.answer(round, proposed);
+        if !refused {
+            return true;
         }
-        self.answer(round, proposed)
+        self.settled = None;
+        // A leader that hands over acts still and refuses at once. What is proposed anew at each turn, as settings are,
+        // would keep this task busy until it is over.
+        tokio::select! {
+            biased;
+            changed = self.leadership.changed() => changed.is_ok(),
+            () = tokio::time::sleep(REFUSED_PAUSE) => true,
+        }
     }
 
     /// All that waits and fits, as an entry.
@@ -111,13 +124,10 @@ impl Owner {
         (entry.encode_to_vec().into(), round)
     }
 
-    /// Tells everybody what came of the round. False when the group has stopped.
-    fn answer(&self, round: Round, proposed: Result<Committed, ProposeError>) -> bool {
+    /// Tells everybody what came of the round.
+    fn answer(&self, round: Round, proposed: Result<Committed, ProposeError>) {
         let error = match proposed {
-            Ok(committed) => {
-                self.committed(round, committed);
-                return true;
-            }
+            Ok(committed) => return self.committed(round, committed),
             Err(ProposeError::NotLeader(hint)) => refusal::not_owner(hint),
             Err(ProposeError::Stopped(_)) => refusal::not_owner(None),
             Err(ProposeError::Unknown) => {
@@ -128,7 +138,6 @@ impl Owner {
         for work in round.works {
             work.refuse(&error);
         }
-        true
     }
 
     fn committed(&self, round: Round, committed: Committed) {
