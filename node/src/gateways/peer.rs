@@ -42,17 +42,17 @@ impl Peer {
     async fn control(self, from: NodeId, body: Bytes) -> Result<Parts, String> {
         let request = ControlRequest::decode(body).map_err(|error| unreadable("control request", &error))?;
         let response = match &request.request {
-            Some(control_request::Request::PartitionStats(refs)) => self.stats(refs),
+            Some(control_request::Request::PartitionStats(refs)) => self.stats(refs).await,
             _ => self.rafts.control(from, request).await,
         };
         Ok(vec![response.encode_to_vec().into()])
     }
 
-    fn stats(&self, refs: &PartitionStats) -> ControlResponse {
+    async fn stats(&self, refs: &PartitionStats) -> ControlResponse {
         let id =
             |of: &weft_proto::internal::v1::PartitionRef| PartitionId { topic: TopicId(of.topic), index: of.partition };
         let partitions: Vec<_> = refs.partitions.iter().map(id).collect();
-        let answer = PartitionStatsAnswer { stats: self.shards.stats(&partitions) };
+        let answer = PartitionStatsAnswer { stats: self.shards.stats(&partitions).await };
         ControlResponse { response: Some(control_response::Response::PartitionStats(answer)) }
     }
 

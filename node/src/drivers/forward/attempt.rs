@@ -80,7 +80,8 @@ impl Forward {
         }
     }
 
-    /// Offsets, sizes and cursors of partitions, from their owners; those that did not answer are left out.
+    /// Offsets, sizes and cursors of partitions, from their owners, who show all that was committed before the call.
+    /// Those whose owner did not answer, or could not be sure that it still is the owner, are left out.
     pub async fn stats(&self, partitions: &[PartitionId], patience: Duration) -> Vec<PartitionStat> {
         let view = self.view();
         let mut by_owner = std::collections::BTreeMap::<NodeId, Vec<PartitionId>>::new();
@@ -101,7 +102,8 @@ impl Forward {
         patience: Duration,
     ) -> Vec<PartitionStat> {
         if node == me {
-            return self.inner.shards.stats(&partitions);
+            // Too late is as good as no answer, as it is from another node.
+            return tokio::time::timeout(patience, self.inner.shards.stats(&partitions)).await.unwrap_or_default();
         }
         let refs = partitions.iter().map(|id| PartitionRef { topic: id.topic.0, partition: id.index }).collect();
         let request = control_request::Request::PartitionStats(PartitionStats { partitions: refs });

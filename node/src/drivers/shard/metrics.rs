@@ -22,6 +22,8 @@ pub struct Metrics {
     pub disk_full: Counter,
     /// Batches whose outcome is unknown because leadership was lost.
     pub unknown: Counter,
+    /// Questions for the end of a partition that no majority confirmed this node for.
+    pub unconfirmed: Counter,
     /// Bytes that wait or are being committed.
     pub queued_bytes: Gauge,
     /// Bytes in the tail cache.
@@ -52,6 +54,7 @@ impl Default for Metrics {
             overloaded: Counter::default(),
             disk_full: Counter::default(),
             unknown: Counter::default(),
+            unconfirmed: Counter::default(),
             queued_bytes: Gauge::default(),
             tail_bytes: Gauge::default(),
             tail_hits: Counter::default(),
@@ -77,6 +80,7 @@ impl Metrics {
         add("overloaded", "Batches refused at a queue limit", &self.overloaded);
         add("disk_full", "Batches refused at the disk's watermark", &self.disk_full);
         add("outcome_unknown", "Batches in flight when leadership was lost", &self.unknown);
+        add("unconfirmed_reads", "Questions that no majority confirmed this owner for", &self.unconfirmed);
         add("tail_hits", "Reads answered from memory", &self.tail_hits);
         add("tail_misses", "Reads that went to the segments", &self.tail_misses);
         add("deliveries", "Events given out to consumers of groups", &self.deliveries);

@@ -9,6 +9,7 @@ mod admit;
 mod queue;
 
 mod cache;
+mod readpoint;
 mod seat;
 
 mod machine;
@@ -199,16 +200,24 @@ impl Shards {
     }
 
     /// Offsets, sizes and cursors of partitions that this node owns; others are left out.
-    pub fn stats(&self, partitions: &[PartitionId]) -> Vec<PartitionStat> {
+    ///
+    /// They show all that was committed before the call: a majority of each shard confirms that this node still
+    /// owns it (at most 500 ms), and those that none confirms are left out.
+    pub async fn stats(&self, partitions: &[PartitionId]) -> Vec<PartitionStat> {
         let view = self.inner.commons.view();
-        let stat = |id: &PartitionId| {
-            let seat = self.seat(view.shard_of(*id)?)?;
-            let epoch = seat.acting().ok()?.epoch;
-            let mut stat = machine::stat(&seat, *id)?;
-            stat.epoch = epoch.0;
-            Some(stat)
-        };
-        partitions.iter().filter_map(stat).collect()
+        let mut by_shard = BTreeMap::<ShardId, Vec<PartitionId>>::new();
+        for partition in partitions {
+            if let Some(shard) = view.shard_of(*partition) {
+                by_shard.entry(shard).or_default().push(*partition);
+            }
+        }
+        let confirmed = by_shard.into_iter().map(|(shard, partitions)| async move {
+            let seat = self.seat(shard)?;
+            let epoch = seat.confirm().await.ok()?;
+            let stat = |id: &PartitionId| Some(PartitionStat { epoch: epoch.0, ..machine::stat(&seat, *id)? });
+            Some(partitions.iter().filter_map(stat).collect::<Vec<_>>())
+        });
+        futures::future::join_all(confirmed).await.into_iter().flatten().flatten().collect()
     }
 
     /// The seat that serves a deliver stream, if all its partitions are there and this node acts.

@@ -13,6 +13,7 @@ use weft_cluster::shard::State;
 
 use super::dispatch::Dispatchers;
 use super::queue::Queue;
+use super::readpoint::ReadPoints;
 use super::{Commons, refusal};
 use crate::drivers::raft::{Group, Leadership};
 use crate::drivers::storage::Segments;
@@ -42,6 +43,7 @@ pub(super) struct Seat {
     pub(super) segments: Segments,
     pub(super) queue: Queue,
     pub(super) dispatchers: Dispatchers,
+    pub(super) read_points: ReadPoints,
     /// Cancelled when the replica leaves this node.
     pub(super) gone: CancellationToken,
     replica: Mutex<Replica>,
@@ -59,6 +61,7 @@ impl Seat {
             commons,
             segments,
             dispatchers: Dispatchers::default(),
+            read_points: ReadPoints::default(),
             gone: CancellationToken::new(),
             replica: Mutex::new(replica),
             tails: Mutex::default(),
