@@ -270,7 +270,11 @@ impl Leg {
     }
 
     /// Passes a frame on to the subscriber, once there is room, and notes the progress.
+    /// Both or neither: the stream may end while this waits, and a frame that was noted and not passed on would be
+    /// skipped for ever.
     async fn pass(&self, frame: deliver_response::Frame) {
+        // Without a reader the leg is about to be cancelled.
+        let Ok(room) = self.frames.reserve().await else { return };
         {
             let mut progress = self.lock();
             match &frame {
@@ -287,8 +291,7 @@ impl Leg {
                 _ => {}
             }
         }
-        // Without a reader the leg is about to be cancelled.
-        let _ = self.frames.send((self.index, frame)).await;
+        room.send((self.index, frame));
     }
 
     /// Answers the acks that the stream's end left open. False when nobody reads.
