@@ -69,3 +69,6 @@ impl Forward {
         f64::from(byte[0]) / 255.0
     }
 }
+
+#[cfg(test)]
+mod tests;
