@@ -133,7 +133,7 @@ pub(crate) enum Topic {
         /// 1 to 128 characters of a-z A-Z 0-9 . _ - ; the first is a letter or digit.
         name: String,
         /// Partitions, 1 to 1,024, fixed for the topic's life.
-        #[arg(long, default_value_t = 8)]
+        #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
         partitions: u32,
         /// The largest event accepted, in bytes; 0 means 1 MiB.
         #[arg(long, default_value_t = 0, value_name = "BYTES")]
@@ -242,8 +242,8 @@ pub(crate) struct Subscribe {
     /// Join this group; it is created if it is new.
     #[arg(long)]
     pub(crate) group: Option<String>,
-    /// Where to begin: earliest, now, or an offset (of each partition, without a group). Groups that exist go on where
-    /// they are.
+    /// Where to begin: earliest, now, or an offset (with --partition, if the topic has several). Groups that exist go on
+    /// where they are.
     #[arg(long, value_name = "earliest|now|OFFSET", value_parser = parse_start)]
     pub(crate) from: Option<weft_sdk::StartAt>,
     /// End after so many events.

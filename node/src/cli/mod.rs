@@ -32,7 +32,7 @@ use self::output::Output;
 
 /// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
-    let wants_json = std::env::args().any(|argument| argument == "--json");
+    let wants_json = std::env::args_os().any(|argument| argument == "--json");
     let matches = match Cli::command().try_get_matches() {
         Ok(matches) => matches,
         Err(error) if !error.use_stderr() => {
