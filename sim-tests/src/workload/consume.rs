@@ -9,7 +9,7 @@ use super::{AGAIN, Phase, Shared, TOPIC, identify};
 use crate::history::What;
 
 /// The group's name.
-const GROUP: &str = "workers";
+pub(super) const GROUP: &str = "workers";
 /// Short, so that what a consumer forgets comes again within the run.
 const ACK_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -54,10 +54,7 @@ async fn handle(shared: Shared, who: String, delivery: Delivery, work: Duration)
     let Delivery { partition, offset, epoch, .. } = delivery;
     shared.history.add(&who, What::AckInvoke { partition, offset, epoch });
     let what = match delivery.handle.ack_confirmed().await {
-        Ok(()) => {
-            shared.acked().insert((partition, offset));
-            What::AckOk { partition, offset, epoch }
-        }
+        Ok(()) => What::AckOk { partition, offset, epoch },
         Err(error) => What::AckFail { partition, offset, epoch, error: error.to_string() },
     };
     shared.history.add(&who, what);

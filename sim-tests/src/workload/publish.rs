@@ -1,5 +1,6 @@
 //! Publishers.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rand::RngExt as _;
@@ -28,7 +29,7 @@ pub(super) async fn idempotent(shared: Shared, number: usize) {
             let id = shared.next_id();
             let event = event(id, &mut dice);
             let key = String::from_utf8_lossy(&event.key).into_owned();
-            shared.history.add(&who, What::PublishInvoke { id, key, idempotent: true });
+            invoke(&shared, &who, id, key, true);
             match producer.send(event).await {
                 Ok(pending) => {
                     let (shared, who) = (shared.clone(), who.clone());
@@ -58,7 +59,7 @@ pub(super) async fn plain(shared: Shared, number: usize) {
         let events: Vec<_> = ids.iter().map(|id| event(*id, &mut dice)).collect();
         for (id, event) in ids.iter().zip(&events) {
             let key = String::from_utf8_lossy(&event.key).into_owned();
-            shared.history.add(&who, What::PublishInvoke { id: *id, key, idempotent: false });
+            invoke(&shared, &who, *id, key, false);
         }
         match client.publish(TOPIC, events, Ack::Committed).await {
             Ok(results) => ids.iter().zip(results).for_each(|(id, result)| answer(&shared, &who, *id, result)),
@@ -74,6 +75,11 @@ fn of_event(receipt: &EventReceipt) -> Receipt {
     Receipt { offset: receipt.offset, count: 1, ..Receipt::clone(&receipt.batch) }
 }
 
+fn invoke(shared: &Shared, who: &str, id: u64, key: String, idempotent: bool) {
+    shared.open.fetch_add(1, Ordering::Relaxed);
+    shared.history.add(who, What::PublishInvoke { id, key, idempotent });
+}
+
 fn answer(shared: &Shared, who: &str, id: u64, result: Result<Receipt, Error>) {
     let what = match result {
         Ok(Receipt { partition, offset: Some(offset), epoch, fsynced_nodes: fsynced, duplicate, .. }) => {
@@ -86,4 +92,5 @@ fn answer(shared: &Shared, who: &str, id: u64, result: Result<Receipt, Error>) {
         Err(error) => What::PublishUnknown { id, error: error.to_string() },
     };
     shared.history.add(who, what);
+    shared.open.fetch_sub(1, Ordering::Relaxed);
 }
