@@ -169,6 +169,10 @@ async fn many(producer: &Producer, source: Source, defaults: Defaults, output: &
             }
             taken += 1;
         }
+        // Closing says what it was. With --json each row says so itself.
+        if !output.json && producer.failure().is_some() {
+            break;
+        }
         progress.set_position(taken);
         receipts.print(RECEIPTS_WAITING_MAX, output).await?;
     }

@@ -229,6 +229,12 @@ impl Producer {
         }
     }
 
+    /// The first failure since the last flush, as far as is known by now: who pushes without an end need not flush to
+    /// learn that it is in vain.
+    pub fn failure(&self) -> Option<Error> {
+        self.owner.0.lock().failure()
+    }
+
     /// Sends all that is waiting and waits until everything taken before is answered.
     ///
     /// Returns how many events were answered since the producer was opened.

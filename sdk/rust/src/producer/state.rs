@@ -143,6 +143,11 @@ impl State {
         }
     }
 
+    /// The first error since the last report.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.first_error.clone()
+    }
+
     /// The batches that are due now.
     pub(crate) fn due(&mut self, now: Instant) -> Vec<PublishBatch> {
         let mut batches = Vec::new();
