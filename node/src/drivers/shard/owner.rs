@@ -79,6 +79,7 @@ impl Owner {
         };
         let refused = proposed.is_err();
         self.answer(round, proposed);
+        self.seat.commons.metrics.queued_bytes.set(self.seat.commons.queued_bytes());
         if !refused {
             return true;
         }
