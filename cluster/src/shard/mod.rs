@@ -19,7 +19,7 @@ pub use append::ApplyError;
 pub use cursor::{CURSOR_RANGES_MAX, Cursor};
 pub use outcome::{AppendResult, Outcome, Refusal, Stored};
 pub use partition::{EVENT_BYTES_MAX_DEFAULT, Group, Partition};
-pub use producers::{PRODUCER_BATCHES_KEPT, PRODUCER_IDLE_MS_MAX, PRODUCERS_PER_PARTITION_MAX};
+pub use producers::{PRODUCER_BATCHES_KEPT, PRODUCERS_PER_PARTITION_MAX};
 pub use snapshot::StateError;
 
 use crate::ids::{Epoch, GroupId, LogPosition, Millis, PartitionId, TopicId};

@@ -10,18 +10,18 @@ use crate::ids::{Epoch, Millis, Offset, ProducerId};
 /// keeps at most as many unanswered.
 pub const PRODUCER_BATCHES_KEPT: usize = 16;
 
-/// A producer that has been silent for so long, by log time, is forgotten: 7 days.
-pub const PRODUCER_IDLE_MS_MAX: i64 = 7 * 24 * 3600 * 1000;
-
-/// Producers remembered per partition; the one silent for longest goes first.
+/// Producers remembered per partition; the one whose newest batch is the oldest goes first.
+///
+/// Nothing is forgotten by time: a clock that jumps would take the sessions of producers that are just sending
+/// again, and their batches would be stored twice.
 pub const PRODUCERS_PER_PARTITION_MAX: usize = 10_000;
 
 /// The sessions of the producers that write to a partition.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Producers {
     sessions: BTreeMap<ProducerId, Session>,
-    /// The same, by the log time of the newest batch.
-    by_age: BTreeSet<(Millis, ProducerId)>,
+    /// The same, by the offset of the newest batch.
+    by_age: BTreeSet<(Offset, ProducerId)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +29,7 @@ pub(super) struct Session {
     pub(super) epoch: u32,
     /// The newest batches, oldest first, at least one.
     pub(super) batches: VecDeque<KeptBatch>,
+    /// Log time of the newest.
     pub(super) last: Millis,
 }
 
@@ -44,13 +45,18 @@ impl Session {
     fn next_sequence(&self) -> u64 {
         self.batches.back().map_or(0, |batch| batch.first_sequence + u64::from(batch.count))
     }
+
+    fn newest(&self) -> Offset {
+        self.batches.back().map_or(Offset(0), |batch| batch.base_offset)
+    }
 }
 
 impl Producers {
     /// Whether a batch is the next of its session (`None`), or was stored before: its offset, count and epoch.
     ///
     /// # Errors
-    /// `PRODUCER_FENCED`; `SEQUENCE_GAP` if it is neither the next nor one of the newest kept.
+    /// `PRODUCER_FENCED`; `SEQUENCE_GAP` if it is after the next; `FAILED_PRECONDITION` if its numbers are taken and
+    /// the receipt is forgotten or another batch's.
     pub(super) fn find(&self, batch: Producer, count: u32) -> Result<Option<(Offset, u32, Epoch)>, Refusal> {
         let id = ProducerId(batch.id);
         let first = batch.first_sequence;
@@ -65,18 +71,29 @@ impl Producers {
             return Ok(None);
         }
         let kept = session.and_then(|session| session.batches.iter().find(|kept| kept.first_sequence == first));
-        match kept {
-            Some(kept) if kept.count == count => Ok(Some((kept.base_offset, kept.count, kept.epoch))),
-            Some(kept) => Err(gap(id, format!("{first} was sent with {} events before, now {count}", kept.count))),
-            None => Err(gap(id, format!("{first} is not the next, {next}, nor one of the newest batches"))),
+        if first > next {
+            let message = format!("sequence of producer {id}: {first} is not the next, {next}");
+            return Err(Refusal::new(ErrorCode::SequenceGap, message));
         }
+        // What is below the next was stored before, whether its receipt is known or not. It is never a gap: that
+        // would say that it is not stored.
+        let Some(kept) = kept else {
+            let message = format!("sequence {first} of producer {id} was stored before; its receipt is forgotten");
+            return Err(Refusal::new(ErrorCode::FailedPrecondition, message));
+        };
+        if kept.count != count {
+            let before = kept.count;
+            let message = format!("sequence {first} of producer {id} was stored with {before} events, now {count}");
+            return Err(Refusal::new(ErrorCode::FailedPrecondition, message));
+        }
+        Ok(Some((kept.base_offset, kept.count, kept.epoch)))
     }
 
-    /// Notes a stored batch, and forgets the producers whose time is over.
+    /// Notes a stored batch, and makes room for its producer.
     pub(super) fn stored(&mut self, batch: Producer, count: u32, base_offset: Offset, epoch: Epoch, now: Millis) {
         let id = ProducerId(batch.id);
         let known = self.take(id).filter(|session| session.epoch == batch.epoch);
-        self.forget(now);
+        self.make_room();
         let mut batches = known.map(|session| session.batches).unwrap_or_default();
         if batches.len() == PRODUCER_BATCHES_KEPT {
             batches.pop_front();
@@ -86,7 +103,7 @@ impl Producers {
     }
 
     pub(super) fn put(&mut self, id: ProducerId, session: Session) {
-        self.by_age.insert((session.last, id));
+        self.by_age.insert((session.newest(), id));
         self.sessions.insert(id, session);
     }
 
@@ -96,22 +113,16 @@ impl Producers {
 
     fn take(&mut self, id: ProducerId) -> Option<Session> {
         let session = self.sessions.remove(&id)?;
-        self.by_age.remove(&(session.last, id));
+        self.by_age.remove(&(session.newest(), id));
         Some(session)
     }
 
-    /// Makes room for one. By log time alone, so that every replica forgets the same.
-    fn forget(&mut self, now: Millis) {
-        while let Some((last, id)) = self.by_age.first().copied() {
-            let idle = now.0.saturating_sub(last.0) > PRODUCER_IDLE_MS_MAX;
-            if !idle && self.sessions.len() < PRODUCERS_PER_PARTITION_MAX {
-                break;
-            }
+    /// For one more.
+    fn make_room(&mut self) {
+        while self.sessions.len() >= PRODUCERS_PER_PARTITION_MAX
+            && let Some((_, id)) = self.by_age.first().copied()
+        {
             self.take(id);
         }
     }
-}
-
-fn gap(id: ProducerId, what: String) -> Refusal {
-    Refusal::new(ErrorCode::SequenceGap, format!("sequence of producer {id}: {what}"))
 }
