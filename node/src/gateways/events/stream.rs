@@ -2,7 +2,7 @@
 //! gathered into one message per wake-up.
 
 use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, Stream as Frames, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Sender;
 use tonic::{Status, Streaming};
@@ -62,23 +62,33 @@ pub(super) async fn serve(
                 stream.take(frame)?;
             }
             message = requests.message(), if may_read => {
-                let mut next = Some(message);
-                for _ in 0..FRAMES_PER_TURN {
-                    let Some(message) = next.take() else { break };
-                    let Some(message) = message? else {
-                        reading = false;
-                        break;
-                    };
+                reading = read_turn(message, &mut requests, |message| {
                     waiting = stream.admit(message)?;
-                    if waiting.is_some() || stream.taken.bytes() >= stream.bytes_max {
-                        break;
-                    }
-                    next = requests.next().now_or_never().map(Option::transpose);
-                }
+                    Ok(waiting.is_none() && stream.taken.bytes() < stream.bytes_max)
+                })?;
             }
             () = responses.closed() => return Ok(()),
         }
     }
+}
+
+/// Hands the first message and what else has arrived to `take`, while it says that it takes more, up to
+/// [`FRAMES_PER_TURN`]. Nothing is read that is not handed over. False at the stream's end.
+fn read_turn<T>(
+    first: Result<Option<T>, Status>,
+    requests: &mut (impl Frames<Item = Result<T, Status>> + Unpin),
+    mut take: impl FnMut(T) -> Result<bool, Status>,
+) -> Result<bool, Status> {
+    let mut next = first;
+    for turn in 1.. {
+        let Some(message) = next? else { return Ok(false) };
+        if !take(message)? || turn == FRAMES_PER_TURN {
+            break;
+        }
+        let Some(ready) = requests.next().now_or_never() else { break };
+        next = ready.transpose();
+    }
+    Ok(true)
 }
 
 fn invalid(message: &str) -> Status {
@@ -272,5 +282,31 @@ impl<'a> Stream<'a> {
             }
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_frame_that_is_read_is_taken() {
+        let frames = FRAMES_PER_TURN * 2 + 3;
+        let mut requests = futures::stream::iter((0..frames).map(Ok));
+        let mut taken = Vec::new();
+        let mut turns = 0;
+        loop {
+            turns += 1;
+            let first = requests.next().now_or_never().expect("an iterator is ready").transpose();
+            let more = read_turn(first, &mut requests, |frame| {
+                taken.push(frame);
+                Ok(frame != 10)
+            });
+            if !more.expect("no frame is an error") {
+                break;
+            }
+        }
+        assert_eq!(taken, (0..frames).collect::<Vec<_>>());
+        assert_eq!(turns, 3, "0..=10, then FRAMES_PER_TURN, and the rest with the end");
     }
 }
