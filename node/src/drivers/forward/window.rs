@@ -14,7 +14,8 @@ use weft_proto::v1::{Ack, Error, ErrorCode, Receipt, Retry};
 
 use crate::drivers::shard::refusal;
 
-/// Batches of one partition under way at a time. Shards remember as many per producer.
+/// Batches of one partition from the first without an answer to the last that is sent, those answered in between
+/// included. Shards remember as many per producer, so one that is sent again is known.
 pub(super) const IN_FLIGHT_MAX: usize = 16;
 
 const PAUSE_MIN: Duration = Duration::from_millis(20);
@@ -26,6 +27,8 @@ pub(super) struct Slot<T> {
     pub(super) ack: Ack,
     pub(super) deadline: Instant,
     tag: T,
+    /// Counts the batches of its window.
+    number: u64,
     /// Stored at most once however often it is sent.
     idempotent: bool,
     state: State,
@@ -53,6 +56,7 @@ pub(super) struct Redirect {
 /// The batches of one partition.
 pub(super) struct Window<T> {
     slots: VecDeque<Slot<T>>,
+    next_number: u64,
     under_way: usize,
     retry_at: Option<Instant>,
     pause: Duration,
@@ -69,6 +73,7 @@ impl<T> Default for Window<T> {
     fn default() -> Self {
         Window {
             slots: VecDeque::new(),
+            next_number: 0,
             under_way: 0,
             retry_at: None,
             pause: PAUSE_MIN,
@@ -86,8 +91,10 @@ pub(super) type Answer<T> = (T, Result<Receipt, Error>);
 impl<T> Window<T> {
     pub(super) fn push(&mut self, packed: Bytes, ack: Ack, deadline: Instant, tag: T) {
         let idempotent = weft_batch::Header::read(&packed).is_ok_and(|header| header.producer.is_some());
-        let (state, refused) = (State::Waiting, None);
-        let slot = Slot { packed, ack, deadline, tag, idempotent, state, maybe_stored: false, first: false, refused };
+        let number = self.next_number;
+        self.next_number += 1;
+        let (state, maybe_stored, first, refused) = (State::Waiting, false, false, None);
+        let slot = Slot { packed, ack, deadline, tag, number, idempotent, state, maybe_stored, first, refused };
         self.slots.push_back(slot);
     }
 
@@ -108,6 +115,9 @@ impl<T> Window<T> {
         }
         self.retry_at = None;
         let index = self.slots.iter().position(|slot| slot.state == State::Waiting)?;
+        if self.slots[index].number - self.slots[0].number >= IN_FLIGHT_MAX as u64 {
+            return None;
+        }
         self.under_way += 1;
         let slot = &mut self.slots[index];
         slot.state = State::Sent { attempt, to: None };

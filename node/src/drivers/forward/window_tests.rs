@@ -59,8 +59,10 @@ fn sends_in_order_and_a_bounded_number() {
     let sent = run.send(1);
     assert_eq!(Run::tags(&sent), (0..16).collect::<Vec<_>>());
     assert_eq!(run.end(3, ok()), Some((3, Ok(Receipt::default()))));
+    assert_eq!(Run::tags(&run.send(1)), Vec::<u32>::new(), "17 batches from the first on: the shard would forget it");
+    assert_eq!(run.end(0, ok()), Some((0, Ok(Receipt::default()))));
     assert_eq!(Run::tags(&run.send(1)), vec![16]);
-    assert_eq!(run.window.len(), 19);
+    assert_eq!(run.window.len(), 18);
 }
 
 #[test]

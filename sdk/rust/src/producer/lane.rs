@@ -13,9 +13,9 @@ use weft_proto::v1::{Event, Receipt};
 use super::EventReceipt;
 use crate::error::{Error, ErrorCode, Retry};
 
-/// Batches of one partition that may be unanswered. The shard remembers this many receipts per producer, so a
-/// batch that is sent again is always known.
-pub(crate) const BATCHES_UNANSWERED_MAX: usize = 16;
+/// Batches of one partition from the first unanswered one to the last that may be sent, those answered in between
+/// included. The shard remembers this many receipts per producer, so a batch that is sent again is always known.
+pub(crate) const BATCHES_AHEAD_MAX: u64 = 16;
 
 pub(crate) type Reply = oneshot::Sender<Result<EventReceipt, Error>>;
 
@@ -28,6 +28,8 @@ pub(crate) struct Identity {
 
 /// A sealed batch that has no final answer yet.
 pub(crate) struct Batch {
+    /// Counts the batches of its lane.
+    number: u64,
     packed: Bytes,
     first_sequence: u64,
     count: u32,
@@ -106,6 +108,7 @@ pub(crate) struct Lane {
     tries: u32,
     identity: Identity,
     next_sequence: u64,
+    next_number: u64,
 }
 
 impl Lane {
@@ -122,6 +125,7 @@ impl Lane {
             tries: 0,
             identity,
             next_sequence: 0,
+            next_number: 0,
         }
     }
 
@@ -167,6 +171,7 @@ impl Lane {
         let packed = self.packer.finish(None, Some(producer)).expect("it has events, and 2^64 numbers do not run out");
         let count = Header::read(&packed).expect("the packer has just written it").count;
         self.queue.push_back(Batch {
+            number: self.next_number,
             packed,
             first_sequence: self.next_sequence,
             count,
@@ -180,6 +185,7 @@ impl Lane {
             renumber: false,
         });
         self.next_sequence += u64::from(count);
+        self.next_number += 1;
         true
     }
 
@@ -192,7 +198,7 @@ impl Lane {
         {
             self.mode = Mode::Flowing;
         }
-        if self.mode != Mode::Flowing || self.sent >= BATCHES_UNANSWERED_MAX {
+        if self.mode != Mode::Flowing || !self.has_room() {
             return None;
         }
         let mut sealed = false;
@@ -219,11 +225,15 @@ impl Lane {
     pub(crate) fn deadline(&self, linger: Duration) -> Option<Instant> {
         match self.mode {
             Mode::Resting(until) => Some(until),
-            Mode::Flowing if self.sent < BATCHES_UNANSWERED_MAX && !self.packer.is_empty() => {
-                Some(self.opened + linger)
-            }
+            Mode::Flowing if self.has_room() && !self.packer.is_empty() => Some(self.opened + linger),
             _ => None,
         }
+    }
+
+    /// Whether the batch after those sent may go, too.
+    fn has_room(&self) -> bool {
+        let next = self.queue.get(self.sent).map_or(self.next_number, |batch| batch.number);
+        self.queue.front().is_none_or(|first| next - first.number < BATCHES_AHEAD_MAX)
     }
 
     /// Nothing packed, nothing queued.
@@ -258,12 +268,13 @@ impl Lane {
         if error.code() == ErrorCode::ProducerFenced {
             return (Outcome::Fatal, None);
         }
-        if gap && batch.was_first {
-            // What came before it is gone (accepted only, or forgotten): new numbers, or nothing more is taken.
+        batch.unknown |= retry == Retry::IfIdempotent;
+        if gap && batch.was_first || retry == Retry::Never && !gap && batch.unknown {
+            // What came before it is gone or forgotten; or it may be stored by an earlier try, and nobody knows which
+            // number is next. The numbers cannot go on.
             self.mode = Mode::Unnumbered;
             return (Outcome::Again, None);
         }
-        batch.unknown |= retry == Retry::IfIdempotent;
         if self.mode == Mode::Flowing {
             self.mode = Mode::Draining;
         }
@@ -319,9 +330,12 @@ impl Lane {
         self.mode == Mode::Unnumbered && self.queue.iter().take(self.sent).all(|batch| batch.request.is_none())
     }
 
-    /// Numbers what is queued anew, from 0.
-    pub(crate) fn renumber(&mut self, identity: Identity) {
+    /// Numbers what is queued anew, from 0, and returns what must not be: under another identity a batch that may
+    /// be stored could be stored twice.
+    pub(crate) fn renumber(&mut self, identity: Identity) -> Vec<Batch> {
         self.identity = identity;
+        let (unknown, known): (Vec<_>, Vec<_>) = self.queue.drain(..).partition(|batch| batch.unknown);
+        self.queue.extend(known);
         let mut next = 0;
         for batch in &mut self.queue {
             batch.first_sequence = next;
@@ -331,10 +345,11 @@ impl Lane {
         self.next_sequence = next;
         self.sent = 0;
         self.mode = Mode::Flowing;
+        unknown
     }
 
-    /// Takes the head out if it was sealed before `limit`. If it may be stored, the lane needs a new identity,
-    /// because nobody knows which number is next.
+    /// Takes the head out if it was sealed before `limit`, and says whether it may be stored. Then the lane needs a
+    /// new identity, because nobody knows which number is next.
     pub(crate) fn expire(&mut self, limit: Instant) -> Option<(Batch, bool)> {
         let head = self.queue.front()?;
         if head.sealed > limit {
@@ -398,3 +413,7 @@ fn renumbered(packed: &Bytes, identity: Identity, first_sequence: u64) -> Bytes 
     batch.put_slice(&packed[HEADER_BYTES..]);
     batch.freeze()
 }
+
+#[cfg(test)]
+#[path = "lane_tests.rs"]
+mod tests;

@@ -85,7 +85,8 @@ impl ProducerBuilder {
         self
     }
 
-    /// How long a batch is tried before its events fail. Default 2 minutes.
+    /// How long a batch is tried before its events fail. Default 2 minutes. Those that may be stored fail with
+    /// `OUTCOME_UNKNOWN`, see [`Producer`].
     pub fn patience(mut self, patience: Duration) -> Self {
         self.settings.patience = patience;
         self
@@ -132,7 +133,14 @@ async fn open_identity(client: &Client, name: &str) -> Result<Identity, Error> {
 /// Publishes events to one topic. Cheap to clone; all clones share batches and order.
 ///
 /// Events of one partition (so of one key) are stored in the order in which `send` and `push` took them,
-/// each once, through retries and failovers, as long as the process lives. Dropping the last clone lets what
+/// each once, through retries and failovers, as long as the process lives.
+///
+/// An event is sent again only under its first number, which is stored once. If that cannot go on (it was tried for
+/// longer than [`ProducerBuilder::patience`], or the cluster has forgotten the producer), each event that may or may
+/// not be stored fails with `OUTCOME_UNKNOWN`: sending it again may store it twice. What is certainly not stored goes
+/// on under a new producer id; a producer with a name ends.
+///
+/// Dropping the last clone lets what
 /// was taken go out, but nobody learns whether it did: call [`Producer::close`].
 #[derive(Clone)]
 pub struct Producer {

@@ -149,8 +149,8 @@ impl Sender {
         }
     }
 
-    /// Gets a new identity for partitions whose numbers cannot go on. Only a producer without a name can have
-    /// one: a named one would fence itself.
+    /// Gets a new identity for partitions whose numbers cannot go on; what may be stored under the old one fails with
+    /// an unknown outcome. Only a producer without a name can have another: a named one would fence itself.
     async fn number_anew(&mut self) -> Result<(), Error> {
         loop {
             let Some(lane) = self.shared.lock().unnumbered() else { return Ok(()) };
@@ -160,8 +160,11 @@ impl Sender {
                 return Ok(());
             }
             let identity = open_identity(&self.client, "").await?;
-            tracing::warn!(partition = lane, "a new producer id: what came before was lost or is unknown");
-            self.shared.lock().renumber(lane, identity);
+            let mut finished = Vec::new();
+            self.shared.lock().renumber(lane, identity, &mut finished);
+            let unknown = finished.len();
+            tracing::warn!(partition = lane, unknown, "a new producer id: the outcome of earlier batches is unknown");
+            self.shared.tell(finished);
         }
     }
 

@@ -232,8 +232,12 @@ impl State {
         self.active.iter().copied().find(|index| self.lanes[*index].needs_identity())
     }
 
-    pub(crate) fn renumber(&mut self, index: usize, identity: Identity) {
-        self.lanes[index].renumber(identity);
+    /// Goes on under another identity. What may be stored under the former one ends here with an unknown outcome.
+    pub(crate) fn renumber(&mut self, index: usize, identity: Identity, finished: &mut Finished) {
+        for batch in self.lanes[index].renumber(identity) {
+            let error = Error::unknown("it may be stored, and its producer's numbers cannot go on");
+            self.finish(index, batch, Err(error), finished);
+        }
         self.retire(index);
     }
 
