@@ -131,8 +131,7 @@ impl Node {
             seeds,
             config: config.raft.clone(),
         })
-        .await
-        .context("start the Raft groups")?;
+        .await;
         let view = registry.view();
         let shards = Shards::start(
             host.clone(),

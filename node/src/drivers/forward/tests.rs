@@ -90,7 +90,7 @@ async fn node(disk: &MemoryDisk) -> Node {
         seeds: Vec::new(),
         config,
     };
-    let (rafts, registry) = Rafts::open(parts).await.expect("rafts");
+    let (rafts, registry) = Rafts::open(parts).await;
     let shards = Shards::start(
         host.clone(),
         storage.clone(),

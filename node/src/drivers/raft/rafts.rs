@@ -26,7 +26,7 @@ use crate::drivers::link::{Lane, LinkStream, Links, Parts};
 use crate::drivers::owners::{self, Owners};
 use crate::drivers::registry::{self, Registry, Replica};
 use crate::drivers::shard::Shards;
-use crate::drivers::storage::{GroupLog, Storage};
+use crate::drivers::storage::{GroupLog, RecoveredGroup, Storage};
 use crate::drivers::{bootstrap, failover, reconcile};
 use crate::host::{Host, Tasks};
 
@@ -73,6 +73,19 @@ impl Context {
         self.fenced.get(id)
     }
 
+    /// Starts a replica that was found on the disk. One that cannot be read is fenced; the others are not held up.
+    async fn start_found(&self, found: RecoveredGroup) {
+        let id = found.group;
+        let started = match self.storage.log(id) {
+            Some(log) => self.start_group(id, log, found.checkpoint).await.map(drop),
+            None => Err(io::Error::other("its log is not there")),
+        };
+        if let Err(error) = started {
+            tracing::error!(group = %id, %error, "the replica is fenced: it cannot be started from its data");
+            self.fenced.insert(id, format!("the replica cannot be started: {error}"));
+        }
+    }
+
     /// Starts a replica whose log exists.
     pub(in crate::drivers) async fn start_group(
         &self,
@@ -92,7 +105,13 @@ impl Context {
             Some(shard) => {
                 let shards = self.shards.get().ok_or_else(|| io::Error::other("shards are not served yet"))?;
                 let machine = shards.machine(shard, checkpoint)?;
-                let group = Group::start(self, id, log, machine).await?;
+                let group = match Group::start(self, id, log, machine).await {
+                    Ok(group) => group,
+                    Err(error) => {
+                        shards.stopped(shard);
+                        return Err(error);
+                    }
+                };
                 shards.started(shard, group.clone());
                 group
             }
@@ -152,15 +171,13 @@ impl Context {
 #[derive(Clone)]
 pub struct Rafts {
     context: Arc<Context>,
-    recovered: Arc<Mutex<Vec<crate::drivers::storage::RecoveredGroup>>>,
+    recovered: Arc<Mutex<Vec<RecoveredGroup>>>,
 }
 
 impl Rafts {
-    /// Makes the handles and starts this node's replica of the registry if it has one. Does not wait for peers.
-    ///
-    /// # Errors
-    /// The registry's data cannot be read.
-    pub async fn open(parts: super::Parts) -> io::Result<(Rafts, Registry)> {
+    /// Makes the handles and starts this node's replica of the registry if it has one. Does not wait for peers. If
+    /// its data cannot be read, it is fenced.
+    pub async fn open(parts: super::Parts) -> (Rafts, Registry) {
         types::seed(parts.host.as_ref());
         let me = NodeId(parts.me.id);
         let generation = Generation(parts.me.generation);
@@ -191,22 +208,22 @@ impl Rafts {
                 tracing::error!(group = %found.group, %reason, "the replica is fenced: its data failed a check");
                 context.fenced.insert(found.group, reason.clone());
             } else if found.group == RaftGroup::REGISTRY {
-                let log = context.storage.log(found.group).ok_or_else(|| io::Error::other("the registry's log"))?;
-                context.start_group(found.group, log, found.checkpoint).await?;
+                context.start_found(found).await;
             } else {
                 rest.push(found);
             }
         }
         let composed = registry::compose(registry.clone(), context.members.clone(), context.owners.subscribe());
         context.tasks.spawn("registry view", composed);
-        Ok((Rafts { context, recovered: Arc::new(Mutex::new(rest)) }, registry))
+        (Rafts { context, recovered: Arc::new(Mutex::new(rest)) }, registry)
     }
 
     /// Starts the replicas found on disk, then founds or joins the cluster in the background, follows the
-    /// shard table and watches for dead leaders. Call it before `links.serve`.
+    /// shard table and watches for dead leaders. Call it before `links.serve`. A replica whose data cannot be read is
+    /// fenced.
     ///
     /// # Errors
-    /// A shard's data cannot be read.
+    /// It was called before.
     pub async fn serve(&self, shards: Shards) -> io::Result<()> {
         let context = &self.context;
         if context.shards.set(shards).is_err() {
@@ -214,8 +231,7 @@ impl Rafts {
         }
         let recovered = std::mem::take(&mut *self.recovered.lock().unwrap_or_else(PoisonError::into_inner));
         for found in recovered {
-            let log = context.storage.log(found.group).ok_or_else(|| io::Error::other("a shard's log"))?;
-            context.start_group(found.group, log, found.checkpoint).await?;
+            context.start_found(found).await;
         }
         let tasks = &context.tasks;
         tasks.spawn("owners", owners::announce(context.clone()));

@@ -177,7 +177,7 @@ impl Cluster {
                 seeds,
                 config: RaftConfig { bootstrap_expect: expect, shards: 4, entries_kept: 4, ..RaftConfig::default() },
             };
-            let (rafts, registry) = Rafts::open(parts).await.unwrap();
+            let (rafts, registry) = Rafts::open(parts).await;
             let view = registry.view();
             let shards = Shards::start(host, storage.clone(), links.clone(), view, ShardConfig::default(), tasks);
             rafts.serve(shards).await.unwrap();
