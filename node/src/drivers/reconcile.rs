@@ -216,7 +216,7 @@ fn balance(context: &Arc<Context>, state: &State, view: &ClusterView, memory: &m
         let Some(shard) = group.id().shard().filter(|_| group.leadership().borrow().acting) else { continue };
         let Some(row) = state.shard(shard).filter(|row| row.target.is_empty()) else { continue };
         let preferred = NodeId(row.preferred);
-        if preferred == context.me || !view.usable(preferred) || handed >= HANDED_PER_ROUND {
+        if preferred == context.me || !context.may_lead(view, preferred) || handed >= HANDED_PER_ROUND {
             continue;
         }
         let replica = group.voters().into_iter().find(|(_, node)| *node == preferred).map(|(replica, _)| replica);
@@ -242,7 +242,9 @@ pub(super) async fn hand_over(context: &Arc<Context>, group: Group, deadline: In
         let mut heirs: Vec<NodeId> = group
             .voters()
             .into_iter()
-            .filter(|(replica, node)| *node != context.me && view.usable(*node) && group.caught_up(*replica))
+            .filter(|(replica, node)| {
+                *node != context.me && context.may_lead(&view, *node) && group.caught_up(*replica)
+            })
             .map(|(_, node)| node)
             .collect();
         heirs.sort_by_key(|node| (Some(node.0) != preferred, *node));

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use weft_cluster::errors::{error, not_owner};
 use weft_cluster::ids::{Epoch, Generation, LogPosition, NodeId, RaftGroup};
-use weft_cluster::view::Member;
+use weft_cluster::view::{ClusterView, Member};
 use weft_proto::internal::v1::control_request::Request;
 use weft_proto::internal::v1::control_response::Response;
 use weft_proto::internal::v1::{
@@ -51,6 +51,8 @@ pub(in crate::drivers) struct Context {
     pub(in crate::drivers) leaderships: watch::Sender<u64>,
     /// Cancels balancing: this node gives its leaderships away.
     pub(in crate::drivers) draining: watch::Sender<bool>,
+    /// Peers that have said that they stop, by the generation that stops.
+    leaving: Mutex<BTreeMap<NodeId, Generation>>,
     groups: Mutex<BTreeMap<RaftGroup, Group>>,
     pub(super) fenced: Fenced,
     pub(super) metrics: Metrics,
@@ -66,6 +68,21 @@ impl Context {
     /// All replicas that run here, by group.
     pub(in crate::drivers) fn groups(&self) -> Vec<Group> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Whether a node may be given a leadership: it is up, and has not said that it stops.
+    pub(in crate::drivers) fn may_lead(&self, view: &ClusterView, node: NodeId) -> bool {
+        let leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
+        let back = |last: Generation| view.members.get(&node).is_some_and(|member| member.generation > last);
+        view.usable(node) && leaving.is_none_or(back)
+    }
+
+    /// A peer stops.
+    fn leaves(&self, node: NodeId) {
+        let generation = self.members.borrow().get(&node).map(|member| member.generation);
+        if let Some(generation) = generation {
+            self.leaving.lock().unwrap_or_else(PoisonError::into_inner).insert(node, generation);
+        }
     }
 
     /// Why a group's data here may not be used, if so.
@@ -197,6 +214,7 @@ impl Rafts {
             owners: Owners::default(),
             leaderships: watch::Sender::default(),
             draining: watch::Sender::default(),
+            leaving: Mutex::default(),
             groups: Mutex::default(),
             fenced: Fenced::new(metrics.fenced_groups.clone()),
             metrics,
@@ -312,6 +330,7 @@ impl Rafts {
             }
             Request::Leaving(_) => {
                 tracing::info!(node = %from, "a peer is stopping");
+                context.leaves(from);
                 Response::Done(Done {})
             }
             Request::PartitionStats(_) => {
@@ -345,19 +364,20 @@ impl Rafts {
         }
     }
 
-    /// A planned stop, first step: hands every leadership to a peer that is up (at most `patience`) and says so.
+    /// A planned stop, first step: says so, that nobody hands it more, and hands every leadership to a peer that is
+    /// up (at most `patience`).
     pub async fn drain(&self, patience: Duration) {
         let context = &self.context;
         context.draining.send_replace(true);
         let deadline = Instant::now() + patience;
-        let handed = context.groups().into_iter().map(|group| reconcile::hand_over(context, group, deadline));
-        futures::future::join_all(handed).await;
         let peers = context.links.peers().into_iter();
         let left = peers.map(|peer| async move {
             // A peer that does not hear it finds out by itself.
             let _ = context.ask(peer.id, Request::Leaving(Leaving {}), Duration::from_millis(200)).await;
         });
         futures::future::join_all(left).await;
+        let handed = context.groups().into_iter().map(|group| reconcile::hand_over(context, group, deadline));
+        futures::future::join_all(handed).await;
     }
 
     /// Second step: stops all replicas. The storage may be closed afterwards.
