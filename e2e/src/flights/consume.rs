@@ -27,8 +27,10 @@ struct State {
 
 #[derive(Clone, Copy, Default)]
 struct Seen {
-    delivered: bool,
-    acked: bool,
+    /// The newest attempt delivered, as epoch and number.
+    newest: Option<(u64, u32)>,
+    /// The newest attempt when the ack was confirmed.
+    acked: Option<(u64, u32)>,
 }
 
 impl Ledger {
@@ -47,12 +49,16 @@ impl Ledger {
         let State { rows, newest, deliveries, violations } = &mut *self.state();
         *deliveries += 1;
         let number: u32 = delivery.event.id.parse().ok().filter(|number| (*number as usize) < rows.len())?;
-        let seen = &mut rows[number as usize];
-        if seen.acked {
-            violations.push(format!("row {number} was delivered after its ack was confirmed"));
+        let (seen, this) = (&mut rows[number as usize], (delivery.epoch, delivery.attempt));
+        // An older attempt may have been on its way since before the ack.
+        if let Some(acked) = seen.acked.filter(|acked| this > *acked) {
+            violations.push(format!(
+                "row {number} was delivered as {this:?} (epoch, attempt) after the ack of {acked:?} was confirmed"
+            ));
         }
-        if !seen.delivered {
-            seen.delivered = true;
+        let first = seen.newest.is_none();
+        seen.newest = seen.newest.max(Some(this));
+        if first {
             let key = delivery.event.key.clone();
             if let Some(before) = newest.insert(key, number).filter(|before| *before > number) {
                 violations.push(format!("row {number} was first delivered after row {before} of the same key"));
@@ -64,7 +70,8 @@ impl Ledger {
     fn acked(&self, number: u32) {
         let mut state = self.state();
         let seen = &mut state.rows[number as usize];
-        if !std::mem::replace(&mut seen.acked, true) {
+        if seen.acked.is_none() {
+            seen.acked = seen.newest;
             self.confirmed.send_modify(|count| *count += 1);
         }
     }
