@@ -67,7 +67,7 @@ impl Topics {
     pub async fn delete(&self, name: &str) -> Result<(), Error> {
         let request = DeleteTopicRequest { name: name.into(), namespace: self.client.namespace().to_owned() };
         self.client
-            .request("delete a topic", request, |channel, request| async move {
+            .request_once("delete a topic", request, |channel, request| async move {
                 TopicsClient::new(channel).delete_topic(request).await
             })
             .await?;
