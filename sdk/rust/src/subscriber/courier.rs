@@ -116,7 +116,9 @@ impl Courier {
                 }
             }
             let close_check = closing_since.map(|since| since + CLOSE_PATIENCE);
-            let wake = gather_until.into_iter().chain(close_check).min();
+            // While no frame leaves there is nothing to gather for: a time that is over would wake us for ever.
+            let gather = gather_until.filter(|_| frames.len() < FRAMES_AHEAD);
+            let wake = gather.into_iter().chain(close_check).min();
             tokio::select! {
                 biased;
                 response = responses.message() => {
