@@ -267,6 +267,25 @@ fn an_entry_larger_than_a_journal_file_gets_a_larger_file() {
 }
 
 #[test]
+fn a_blank_entry_at_the_end_of_a_frame_is_read_back_wherever_the_frame_ends() {
+    let disk = MemoryDisk::default();
+    // Every length of a frame modulo its sectors.
+    live(&disk, &small(), async |storage, _, _| {
+        let log = storage.create_group(GROUP, 1).await.unwrap();
+        for bytes in 0..520u64 {
+            let before = entry(1, bytes * 2, &vec![7; bytes as usize]);
+            append(&log, vec![before, entry(1, bytes * 2 + 1, b"")]).await.unwrap();
+        }
+    });
+    disk.crash(Crash::LoseAll);
+    live(&disk, &small(), async |storage, _, _| {
+        let read = storage.log(GROUP).unwrap().read(0..9_999, usize::MAX).unwrap();
+        assert_eq!(read.len(), 1040);
+        assert!(read.iter().skip(1).step_by(2).all(|blank| blank.payload.is_empty()));
+    });
+}
+
+#[test]
 fn a_checkpoint_frees_the_journal_and_a_stalled_group_does_not_pin_it() {
     let disk = MemoryDisk::default();
     let config = StorageConfig { checkpoint_bytes: ByteSize::kib(128), ..small() };
