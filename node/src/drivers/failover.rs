@@ -48,9 +48,14 @@ pub(super) async fn watch(context: Arc<Context>) {
     }
 }
 
-/// The groups here whose leader, as far as this replica knows, is `node`.
+/// The groups here whose leader, as far as this replica knows, is `node`. A replica that has heard of no leader yet
+/// may be the one that should stand, so its groups count if `node` votes in them.
 fn led_by(context: &Context, node: NodeId) -> Vec<Group> {
-    context.groups().into_iter().filter(|group| group.leadership().borrow().leader == Some(node)).collect()
+    let led = |group: &Group| match group.leadership().borrow().leader {
+        Some(leader) => leader == node,
+        None => group.voters().values().any(|voter| *voter == node),
+    };
+    context.groups().into_iter().filter(led).collect()
 }
 
 fn lost(context: &Arc<Context>, node: NodeId, generation: Generation) {

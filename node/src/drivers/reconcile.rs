@@ -25,6 +25,8 @@ const FIRST_MEMBERSHIP_AFTER: Duration = Duration::from_secs(5);
 const PROPOSE_PATIENCE: Duration = Duration::from_secs(5);
 /// Shards handed to their preferred nodes per round, by this node.
 const HANDED_PER_ROUND: usize = 4;
+/// How long a leader that is to go looks for an heir before it tries again in the next round.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
 /// A shard that would not be handed over is left alone for this long.
 const HAND_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
@@ -187,8 +189,15 @@ async fn step(
         if !target.difference(&voters).all(|replica| group.caught_up(*replica)) {
             return Ok(());
         }
-        tracing::info!(group = %group.id(), from = ?voters, to = ?target, "changes the voters");
-        return group.change_voters(target).await;
+        let mine = group.replica().0;
+        let with_mine: BTreeSet<u64> = target.iter().copied().chain([mine]).collect();
+        if !target.contains(&mine) && voters == with_mine {
+            // The heir takes this replica out. A leader that took itself out would leave the group to Raft's timeout.
+            hand_over(context, group.clone(), Instant::now() + LEAVE_PATIENCE).await;
+            return Ok(());
+        }
+        tracing::info!(group = %group.id(), from = ?voters, to = ?with_mine, "changes the voters");
+        return group.change_voters(with_mine).await;
     }
     let idle: BTreeSet<u64> = present.into_keys().filter(|replica| !target.contains(replica)).collect();
     if !idle.is_empty() {
