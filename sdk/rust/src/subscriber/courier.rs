@@ -105,7 +105,7 @@ impl Courier {
                 let mut state = self.shared.lock();
                 if state.closing {
                     let since = *closing_since.get_or_insert(now);
-                    if frames.is_empty() && !state.has_acks() || now - since > CLOSE_PATIENCE {
+                    if frames.is_empty() && !state.has_acks() || now - since >= CLOSE_PATIENCE {
                         return Ok(());
                     }
                 }
