@@ -155,18 +155,19 @@ fn bans_are_in_place(broken: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// Nothing that is committed may name folders of a developer's machine, or a registry other than crates.io.
+/// Nothing that is committed may name folders of a developer's machine, or packages from more than the one registry.
 fn nothing_of_this_machine(broken: &mut Vec<String>) -> Result<()> {
     let folders = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/tm", "p/wt/"), concat!("/tm", "p/weft-")];
     for path in tracked()? {
         let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
         let is_lock = path.ends_with("Cargo.lock");
+        let mut registry: Option<&str> = None;
         for (number, line) in text.lines().enumerate() {
             if folders.iter().any(|folder| line.contains(folder)) {
                 broken.push(format!("{path}:{}: names a folder of a machine", number + 1));
             }
-            if is_lock && line.starts_with("source = ") && !line.contains("github.com/rust-lang/crates.io-index") {
-                broken.push(format!("{path}:{}: a source that is not crates.io", number + 1));
+            if is_lock && line.starts_with("source = ") && *registry.get_or_insert(line) != line {
+                broken.push(format!("{path}:{}: a package from another source than the others", number + 1));
             }
         }
         if path.starts_with(".cargo/") && (text.contains("[source") || text.contains("[registries")) {
