@@ -8,9 +8,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "weft/v1/errors.proto",
         "weft/v1/events.proto",
         "weft/v1/cluster.proto",
+        "weft/v1/services.proto",
         "weft/internal/v1/raft.proto",
         "weft/internal/v1/registry.proto",
         "weft/internal/v1/shard.proto",
+        "weft/internal/v1/call.proto",
         "weft/internal/v1/link.proto",
     ];
     println!("cargo:rerun-if-changed=proto");

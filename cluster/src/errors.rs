@@ -19,6 +19,7 @@ pub enum Grpc {
     FailedPrecondition = 9,
     Aborted = 10,
     OutOfRange = 11,
+    Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
     DataLoss = 15,
@@ -42,7 +43,7 @@ const fn row(code: ErrorCode, grpc: Grpc, retry: Retry, meaning: &'static str) -
 }
 
 /// Every code but UNSPECIFIED, in the order of their numbers.
-pub const TABLE: [Row; 22] = {
+pub const TABLE: [Row; 25] = {
     use ErrorCode as C;
     use Grpc as G;
     use Retry as R;
@@ -84,6 +85,14 @@ pub const TABLE: [Row; 22] = {
             "The deadline passed before an outcome was known to be final.",
         ),
         row(C::Internal, G::Internal, R::IfIdempotent, "A fault of Weft's own."),
+        row(C::UnknownService, G::Unimplemented, R::Never, "No service of this name: nobody has registered it."),
+        row(C::NoInstance, G::Unavailable, R::Same, "The service has no instance that may be called at the moment."),
+        row(
+            C::Unreachable,
+            G::Unavailable,
+            R::Same,
+            "No instance could be reached: not a byte of the call has come to one.",
+        ),
     ]
 };
 

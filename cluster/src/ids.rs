@@ -45,6 +45,10 @@ id!(
     ProducerId(u64), "p{}"
 );
 id!(
+    /// A running copy of a service. Allocated by the registry from 1, never reused.
+    InstanceId(u64), "i{}"
+);
+id!(
     /// The place of an event in its partition, dense from 0.
     Offset(u64), "{}"
 );

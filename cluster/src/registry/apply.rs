@@ -90,6 +90,11 @@ impl State {
             Command::PlanShards(command) => self.plan_shards(command),
             Command::ShardMoved(command) => self.shard_moved(command),
             Command::SetFeatureLevel(command) => self.set_feature_level(command),
+            Command::PutInstance(command) => self.put_instance(command),
+            Command::RemoveInstance(command) => self.remove_instance(command),
+            Command::InstanceHealth(command) => self.instance_health(command),
+            Command::RehomeInstances(command) => self.rehome_instances(command),
+            Command::ConfigureService(command) => self.configure_service(command),
         }
     }
 }

@@ -7,7 +7,7 @@ use weft_proto::internal::v1::{LogId, RegistryState};
 
 use super::limits::{PARTITIONS_MAX, SHARDS_MAX};
 use super::{State, names};
-use crate::ids::{GroupId, LogPosition, Millis, NodeId, ShardId, TopicId};
+use crate::ids::{GroupId, InstanceId, LogPosition, Millis, NodeId, ShardId, TopicId};
 
 /// A `RegistryState` that no registry can have written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +34,9 @@ impl State {
             groups: records(&self.groups),
             shards: records(&self.shards),
             superseded: self.superseded.iter().map(|id| id.0).collect(),
+            services: self.services_all().map(|service| service.record().clone()).collect(),
+            instances: records(&self.instances),
+            next_instance_id: self.next_instance_id,
             applied: self.applied.map(|at| LogId { term: at.term, index: at.index }),
         }
     }
@@ -60,6 +63,8 @@ impl State {
             next_topic_id: state.next_topic_id,
             next_group_id: state.next_group_id,
             next_producer_id: state.next_producer_id,
+            // A state that an older version wrote has none.
+            next_instance_id: state.next_instance_id.max(1),
             shards_version: state.shards_version,
             log_time: Millis(state.log_time_ms),
             applied: state.applied.map(|at| LogPosition { term: at.term, index: at.index }),
@@ -100,6 +105,22 @@ impl State {
             if id.0 >= new.shards_total || new.shards.insert(id, Arc::new(shard)).is_some() {
                 return wrong(format!("shard {id} is there twice, or not below the shard count"));
             }
+        }
+        for service in state.services {
+            let (namespace, name) = (service.namespace.clone(), service.name.clone());
+            if new.service(&namespace, &name).is_some() || namespace.is_empty() {
+                return wrong(format!("service {namespace}/{name} is there twice, or of no namespace"));
+            }
+            new.put_service(service);
+        }
+        for instance in state.instances {
+            let (id, address) = (InstanceId(instance.id), instance.address.clone());
+            let service = new.service(&instance.namespace, &instance.service);
+            let twice = new.instance(id).is_some() || service.is_none_or(|it| it.instance_at(&address).is_some());
+            if twice || id.0 >= new.next_instance_id {
+                return wrong(format!("instance {id} at {address} is there twice, or of no service"));
+            }
+            new.insert_instance(instance);
         }
         Ok(new)
     }

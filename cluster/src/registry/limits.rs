@@ -26,6 +26,42 @@ pub const ACK_DEADLINE_MS_MAX: u32 = 3_600_000;
 pub const ACK_DEADLINE_MS_DEFAULT: u32 = 30_000;
 /// Named producers of a cluster. Unnamed ones take an id and no room.
 pub const PRODUCERS_MAX: usize = 1_000_000;
+/// Services of a cluster, over all namespaces.
+pub const SERVICES_MAX: usize = 10_000;
+/// gRPC service names of one service.
+pub const GRPC_SERVICES_MAX: usize = 100;
+/// Entries in a service's list of idempotent methods.
+pub const IDEMPOTENT_METHODS_MAX: usize = 1_000;
+/// Instances of one service.
+pub const INSTANCES_PER_SERVICE_MAX: usize = 10_000;
+/// Instances of a cluster.
+pub const INSTANCES_MAX: usize = 100_000;
+/// Entries in an instance's metadata.
+pub const INSTANCE_METADATA_MAX: usize = 64;
+/// Bytes of an instance's metadata, names and values together: 16 KiB.
+pub const INSTANCE_METADATA_BYTES_MAX: usize = 16 << 10;
+/// Bytes of the certificates that an instance's registration may carry: 64 KiB.
+pub const INSTANCE_CA_BYTES_MAX: usize = 64 << 10;
+/// Characters of a service's name or of a gRPC service name.
+pub const SERVICE_CHARS_MAX: usize = 255;
+/// The shortest lease of an instance, in milliseconds.
+pub const LEASE_MS_MIN: u32 = 1_000;
+/// The longest lease of an instance: one hour, in milliseconds.
+pub const LEASE_MS_MAX: u32 = 3_600_000;
+/// The shortest time between two health checks, in milliseconds.
+pub const CHECK_MS_MIN: u32 = 100;
+/// The longest time between two health checks: one hour, in milliseconds.
+pub const CHECK_MS_MAX: u32 = 3_600_000;
+/// Time between two health checks of an instance that names none: 2 s, in milliseconds.
+pub const CHECK_MS_DEFAULT: u32 = 2_000;
+/// Time for one health check of an instance that names none: 1 s, in milliseconds.
+pub const CHECK_TIMEOUT_MS_DEFAULT: u32 = 1_000;
+/// Failed checks that make an instance unhealthy where its registration names no number.
+pub const UNHEALTHY_AFTER_DEFAULT: u32 = 2;
+/// Passed checks that make it healthy again where its registration names no number.
+pub const HEALTHY_AFTER_DEFAULT: u32 = 1;
+/// The largest of both.
+pub const CHECKS_IN_A_ROW_MAX: u32 = 100;
 /// Nodes of a cluster.
 pub const NODES_MAX: usize = 1_000;
 /// Superseded data folders that are remembered; the oldest are forgotten.

@@ -1,4 +1,4 @@
-//! The registry: the Raft-replicated catalogue of nodes, topics, producers, groups and the shard table.
+//! The registry: the Raft-replicated catalogue of nodes, topics, producers, groups, services and the shard table.
 
 mod apply;
 mod codec;
@@ -6,17 +6,19 @@ mod groups;
 pub mod limits;
 pub mod names;
 mod nodes;
+mod services;
 mod shards;
 mod topics;
 
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet, Vector};
-use weft_proto::internal::v1::{GroupRecord, NodeRecord, ProducerRecord, ShardRecord, TopicRecord};
+use weft_proto::internal::v1::{GroupRecord, InstanceRecord, NodeRecord, ProducerRecord, ShardRecord, TopicRecord};
 
 pub use codec::StateError;
+pub use services::Service;
 
-use crate::ids::{GroupId, LogPosition, Millis, NodeId, PartitionId, ShardId, TopicId};
+use crate::ids::{GroupId, InstanceId, LogPosition, Millis, NodeId, PartitionId, ShardId, TopicId};
 
 /// The registry's whole state.
 ///
@@ -41,6 +43,10 @@ pub struct State {
     producers: OrdMap<String, Arc<ProducerRecord>>,
     groups: OrdMap<GroupId, Arc<GroupRecord>>,
     shards: OrdMap<ShardId, Arc<ShardRecord>>,
+    next_instance_id: u64,
+    instances: OrdMap<InstanceId, Arc<InstanceRecord>>,
+    // By namespace, then by name.
+    services: OrdMap<String, OrdMap<String, Service>>,
     // Data folders whose node's name went over to a newer folder; they may not come back. Oldest first.
     superseded: Vector<NodeId>,
     // Derived from the tables above, and rebuilt with them.
@@ -49,6 +55,9 @@ pub struct State {
     group_names: OrdMap<TopicId, OrdMap<String, GroupId>>,
     shard_partitions: OrdMap<ShardId, OrdSet<PartitionId>>,
     partitions_total: u64,
+    // By namespace, then by gRPC service name: the service's name.
+    grpc_services: OrdMap<String, OrdMap<String, String>>,
+    services_total: usize,
 }
 
 impl State {

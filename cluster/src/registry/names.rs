@@ -1,6 +1,6 @@
 //! What a name may look like. The same rules at every door and in `apply`.
 
-use super::limits::{EVENT_BYTES_MAX, NAME_CHARS_MAX, NAMESPACE_DEFAULT, PARTITIONS_MAX};
+use super::limits::{EVENT_BYTES_MAX, NAME_CHARS_MAX, NAMESPACE_DEFAULT, PARTITIONS_MAX, SERVICE_CHARS_MAX};
 
 /// The namespace meant: an empty one stands for "default".
 pub fn namespace_or_default(namespace: &str) -> &str {
@@ -29,6 +29,42 @@ pub fn check(what: &str, name: &str) -> Result<(), String> {
         return Err(format!("the {what} name {name:?} does not begin with a letter or digit: {RULE}"));
     }
     Ok(())
+}
+
+/// Checks the name of a service, or of a gRPC service: 1..=255 characters of a-z A-Z 0-9 . _ - of which the first is a
+/// letter or digit, and not one of Weft's own or of gRPC's.
+///
+/// # Errors
+/// One sentence that says what is wrong and what would be right.
+pub fn check_service(what: &str, name: &str) -> Result<(), String> {
+    const RULE: &str = "use 1 to 255 characters of a-z A-Z 0-9 . _ - and begin with a letter or digit";
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if !begins || name.len() > SERVICE_CHARS_MAX || !name.chars().all(allowed) {
+        let shown: String = name.chars().take(64).collect();
+        return Err(format!("the {what} name {shown:?} is not allowed: {RULE}"));
+    }
+    match ["weft.v1.", "grpc.health.", "grpc.reflection."].iter().find(|own| name.starts_with(**own)) {
+        Some(own) => {
+            Err(format!("the {what} name {name:?} is not allowed: names that begin with {own} are Weft's own"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Checks an instance's address, host:port.
+///
+/// # Errors
+/// One sentence that says what is wrong and what would be right.
+pub fn check_address(address: &str) -> Result<(), String> {
+    const RULE: &str = "use host:port, as the home node reaches it, like 10.0.0.7:8080";
+    let parts = address.rsplit_once(':').filter(|(host, _)| !host.is_empty() && address.len() <= 255);
+    let port = parts.and_then(|(_, port)| port.parse::<u16>().ok()).filter(|port| *port != 0);
+    let plain = address.chars().all(|c| c.is_ascii_graphic() && c != '/');
+    match (plain, port) {
+        (true, Some(_)) => Ok(()),
+        _ => Err(format!("the address {:?} is not allowed: {RULE}", address.chars().take(64).collect::<String>())),
+    }
 }
 
 /// Checks a topic's partition count and largest event.

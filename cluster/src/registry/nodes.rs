@@ -32,6 +32,7 @@ impl State {
         self.next_topic_id = 1;
         self.next_group_id = 1;
         self.next_producer_id = 1;
+        self.next_instance_id = 1;
         for node in nodes {
             self.put_node(node);
         }

@@ -333,8 +333,8 @@ impl Rafts {
                 context.leaves(from);
                 Response::Done(Done {})
             }
-            Request::PartitionStats(_) => {
-                return Err(error(ErrorCode::Internal, "partition statistics are answered by the shards"));
+            Request::PartitionStats(_) | Request::RenewLease(_) => {
+                return Err(error(ErrorCode::Internal, "the door for peers answers this from other drivers"));
             }
         })
     }

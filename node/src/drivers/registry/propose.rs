@@ -45,6 +45,10 @@ fn repeatable(command: &RegistryCommand) -> bool {
                 | Command::OpenProducer(_)
                 | Command::ShardMoved(_)
                 | Command::SetFeatureLevel(_)
+                | Command::PutInstance(_)
+                | Command::InstanceHealth(_)
+                | Command::RehomeInstances(_)
+                | Command::ConfigureService(_)
         )
     )
 }
