@@ -34,7 +34,7 @@ use crate::gateways::door;
 use crate::gateways::events::Events;
 use crate::gateways::peer::Peer;
 use crate::gateways::status::{Drivers, Status};
-use crate::host::{Host, Listener, Tasks};
+use crate::host::{AcceptMetrics, Host, Listener, Tasks};
 use crate::telemetry::{Metrics, VERSION};
 
 /// How long tasks may take to notice that they are cancelled.
@@ -154,7 +154,7 @@ impl Node {
         );
         let events = Events::new(forward.clone(), registry.clone(), config.events.clone(), host.clone(), tasks.clone());
         let metrics = Metrics::new(&name);
-        let door_metrics = door::Metrics::default();
+        let door_metrics = AcceptMetrics::default();
         metrics.register(|registry| {
             storage.metrics().register(registry);
             links.register(registry);
@@ -163,7 +163,7 @@ impl Node {
             shards.metrics().register(registry);
             forward.metrics().register(registry);
             events.metrics().register(registry);
-            door_metrics.register(registry);
+            door_metrics.register(registry, "api");
         });
 
         let stopping = Stopping::default();
@@ -177,11 +177,9 @@ impl Node {
                 tracing::error!(%error, "the door for clients failed");
             }
         });
-        Admin::new(host, metrics, view, Arc::new(rafts.clone()), stopping.draining.clone()).serve(
-            doors.admin,
-            &tasks,
-            stopping.doors.clone(),
-        );
+        let (replicas, draining) = (Arc::new(rafts.clone()), stopping.draining.clone());
+        let admin = Admin::new(host, metrics, view, replicas, draining, config.admin.clone());
+        admin.serve(doors.admin, &tasks, stopping.doors.clone());
         Ok(Node { tasks, storage, links, gossip, rafts, stopping })
     }
 

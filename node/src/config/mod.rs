@@ -18,6 +18,7 @@ use crate::drivers::link::LinkConfig;
 use crate::drivers::raft::RaftConfig;
 use crate::drivers::shard::ShardConfig;
 use crate::drivers::storage::StorageConfig;
+use crate::gateways::admin::AdminConfig;
 use crate::gateways::door::ApiConfig;
 use crate::gateways::events::EventsConfig;
 
@@ -31,6 +32,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// The door for clients.
     pub api: ApiConfig,
+    /// The door for operators.
+    pub admin: AdminConfig,
     /// The links between nodes.
     pub link: LinkConfig,
     /// The gossip of the membership.

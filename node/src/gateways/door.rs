@@ -3,27 +3,20 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use futures::Stream;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 
-use crate::host::{Connection, Io, Listener, Tasks};
-
-/// Wait before accepting again after the system refused (too many open files).
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+use crate::host::{AcceptMetrics, Acceptor, Connection, Io, Listener, Place, Tasks};
 
 /// Limits of the door for clients: `[api]` in weft.toml.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -67,23 +60,6 @@ impl Default for ApiConfig {
     }
 }
 
-/// What the door counts.
-#[derive(Clone, Default)]
-pub struct Metrics {
-    accepted: Counter,
-    refused: Counter,
-    open: Gauge,
-}
-
-impl Metrics {
-    /// Registers the metrics.
-    pub fn register(&self, registry: &mut Registry) {
-        registry.register("weft_api_connections", "Connections accepted", self.accepted.clone());
-        registry.register("weft_api_accept_errors", "Accepts that the system refused", self.refused.clone());
-        registry.register("weft_api_connections_open", "Connections open now", self.open.clone());
-    }
-}
-
 /// Serves `routes` on `listener` until `stop`; then lets calls in flight end.
 ///
 /// # Errors
@@ -92,13 +68,13 @@ pub async fn serve(
     listener: Box<dyn Listener>,
     routes: Routes,
     config: ApiConfig,
-    metrics: Metrics,
+    metrics: AcceptMetrics,
     tasks: Tasks,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
     let (sender, receiver) = mpsc::channel(1);
-    let limit = Arc::new(Semaphore::new(config.connections_max as usize));
-    tasks.spawn("api accept", accept(listener, sender, limit, metrics, stop.clone()));
+    let acceptor = Acceptor::new("api", listener, config.connections_max, metrics, stop.clone());
+    tasks.spawn("api accept", accept(acceptor, sender));
     Server::builder()
         .max_concurrent_streams(config.streams_max)
         .initial_stream_window_size(window(config.stream_window))
@@ -116,48 +92,12 @@ fn window(size: ByteSize) -> Option<u32> {
     Some(u32::try_from(size.as_u64()).unwrap_or(u32::MAX >> 1).min(u32::MAX >> 1))
 }
 
-/// Accepts while a permit is free, so that the limit on connections holds.
-async fn accept(
-    mut listener: Box<dyn Listener>,
-    connections: mpsc::Sender<ClientIo>,
-    limit: Arc<Semaphore>,
-    metrics: Metrics,
-    stop: CancellationToken,
-) {
-    loop {
-        let Ok(permit) = limit.clone().acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok(connection) => {
-                metrics.accepted.inc();
-                metrics.open.inc();
-                let open = Open { gauge: metrics.open.clone(), _permit: permit };
-                if connections.send(ClientIo::new(connection, open)).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                metrics.refused.inc();
-                tracing::warn!(%error, "accept a client's connection");
-                tokio::time::sleep(ACCEPT_BACKOFF).await;
-            }
+/// Hands connections on one at a time, so that none is taken that the server has no time for.
+async fn accept(mut acceptor: Acceptor, connections: mpsc::Sender<ClientIo>) {
+    while let Some((connection, place)) = acceptor.next().await {
+        if connections.send(ClientIo::new(connection, place)).await.is_err() {
+            return;
         }
-    }
-}
-
-/// Held while a connection is open.
-struct Open {
-    gauge: Gauge,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.gauge.dec();
     }
 }
 
@@ -165,12 +105,12 @@ impl Drop for Open {
 struct ClientIo {
     io: Box<dyn Io>,
     remote: SocketAddr,
-    _open: Open,
+    _place: Place,
 }
 
 impl ClientIo {
-    fn new(connection: Connection, open: Open) -> Self {
-        ClientIo { io: connection.io, remote: connection.remote, _open: open }
+    fn new(connection: Connection, place: Place) -> Self {
+        ClientIo { io: connection.io, remote: connection.remote, _place: place }
     }
 }
 

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 
+pub mod accept;
 pub mod disk;
 pub mod production;
 pub mod tasks;
 #[cfg(test)]
 pub mod testing;
 
+pub use accept::{AcceptMetrics, Acceptor, Place};
 pub use tasks::Tasks;
 
 use bytes::Bytes;

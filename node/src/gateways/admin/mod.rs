@@ -1,11 +1,11 @@
 //! The door for operators: HTTP/1.1 with /livez, /readyz, /metrics and /debug/view.
 
+mod config;
 mod pages;
 mod ready;
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -15,27 +15,16 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_cluster::ids::{NodeId, RaftGroup, ShardId};
 use weft_cluster::view::ClusterView;
 
-use crate::drivers::raft::Rafts;
-use crate::host::{Connection, Host, Listener, Tasks};
-use crate::telemetry::{self, Metrics, Process};
+pub use config::AdminConfig;
 
-/// Connections open at once; one more waits in the system's backlog.
-const CONNECTIONS_MAX: usize = 64;
-/// A client that has not sent its request's headers after this is cut off.
-const HEADERS_PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes of a request's headers.
-const HEADERS_BYTES_MAX: usize = 16 << 10;
-/// A connection is closed in order after this, so that none is held for ever.
-const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
-/// And cut off when it does not end within this: a client that never reads.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
-/// Wait before accepting again after the system refused (too many open files).
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+use crate::drivers::raft::Rafts;
+use crate::host::{AcceptMetrics, Acceptor, Connection, Host, Listener, Tasks};
+use crate::telemetry::{self, Metrics, Process};
 
 /// The replicas that run on this node.
 pub trait Replicas: Send + Sync + 'static {
@@ -59,7 +48,8 @@ pub struct Admin {
     view: watch::Receiver<Arc<ClusterView>>,
     replicas: Arc<dyn Replicas>,
     draining: CancellationToken,
-    headers_patience: Duration,
+    config: AdminConfig,
+    accept_metrics: AcceptMetrics,
 }
 
 impl Admin {
@@ -71,64 +61,56 @@ impl Admin {
         view: watch::Receiver<Arc<ClusterView>>,
         replicas: Arc<dyn Replicas>,
         draining: CancellationToken,
+        config: AdminConfig,
     ) -> Admin {
-        let process = Process::default();
-        metrics.register(|registry| process.register(registry));
-        Admin { host, metrics, process, view, replicas, draining, headers_patience: HEADERS_PATIENCE }
+        let (process, accept_metrics) = (Process::default(), AcceptMetrics::default());
+        metrics.register(|registry| {
+            process.register(registry);
+            accept_metrics.register(registry, "admin");
+        });
+        Admin { host, metrics, process, view, replicas, draining, config, accept_metrics }
     }
 
     /// Serves until `stop`. Returns at once; connections are tasks of their own.
     pub fn serve(&self, listener: Box<dyn Listener>, tasks: &Tasks, stop: CancellationToken) {
-        tasks.spawn("admin accept", self.clone().accept(listener, tasks.clone(), stop));
+        let (connections_max, metrics) = (self.config.connections_max, self.accept_metrics.clone());
+        let acceptor = Acceptor::new("admin", listener, connections_max, metrics, stop.clone());
+        tasks.spawn("admin accept", self.clone().accept(acceptor, tasks.clone(), stop));
     }
 
-    async fn accept(self, mut listener: Box<dyn Listener>, tasks: Tasks, stop: CancellationToken) {
-        let limit = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        loop {
-            let Ok(permit) = limit.clone().acquire_owned().await else { return };
-            let accepted = tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok(connection) => {
-                    let (admin, stop) = (self.clone(), stop.clone());
-                    tasks.spawn("admin connection", async move {
-                        admin.converse(connection, stop).await;
-                        drop(permit);
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "accept an operator's connection");
-                    tokio::time::sleep(ACCEPT_BACKOFF).await;
-                }
-            }
+    async fn accept(self, mut acceptor: Acceptor, tasks: Tasks, stop: CancellationToken) {
+        while let Some((connection, place)) = acceptor.next().await {
+            let (admin, stop) = (self.clone(), stop.clone());
+            tasks.spawn("admin connection", async move {
+                admin.converse(connection, stop).await;
+                drop(place);
+            });
         }
     }
 
     async fn converse(self, connection: Connection, stop: CancellationToken) {
-        let (remote, headers_patience) = (connection.remote, self.headers_patience);
+        let (remote, config) = (connection.remote, self.config.clone());
+        let headers_bytes_max = usize::try_from(config.headers_bytes_max.as_u64()).unwrap_or(usize::MAX);
         let service = service_fn(move |request| {
             let admin = self.clone();
             async move { Ok::<_, Infallible>(admin.answer(&request).await) }
         });
         let serving = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(headers_patience)
-            .max_buf_size(HEADERS_BYTES_MAX)
+            .header_read_timeout(config.headers_patience)
+            .max_buf_size(headers_bytes_max)
             .serve_connection(TokioIo::new(connection.io), service);
         tokio::pin!(serving);
         let ended = tokio::select! {
             ended = serving.as_mut() => Some(ended),
-            () = tokio::time::sleep(CONNECTION_LIFETIME) => None,
+            () = tokio::time::sleep(config.connection_lifetime) => None,
             () = stop.cancelled() => None,
         };
         let ended = match ended {
             Some(ended) => ended,
             None => {
                 serving.as_mut().graceful_shutdown();
-                tokio::time::timeout(CLOSE_PATIENCE, serving).await.unwrap_or(Ok(()))
+                tokio::time::timeout(config.close_patience, serving).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = ended {

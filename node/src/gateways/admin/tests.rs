@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
@@ -54,8 +55,9 @@ impl Door {
         let (view, receiver) = watch::channel(Arc::new(view(state)));
         let leaders = leaders.iter().map(|(shard, leader)| (*shard, leader.map(NodeId))).collect();
         let draining = CancellationToken::new();
-        let mut admin = Admin::new(host, Metrics::new("n1"), receiver, Arc::new(Leaders(leaders)), draining.clone());
-        admin.headers_patience = Duration::from_millis(200);
+        let config = AdminConfig { headers_patience: Duration::from_millis(200), ..Default::default() };
+        let leaders = Arc::new(Leaders(leaders));
+        let admin = Admin::new(host, Metrics::new("n1"), receiver, leaders, draining.clone(), config);
         let (connect, streams) = mpsc::channel(1);
         admin.serve(Box::new(Streams(streams)), &tasks, CancellationToken::new());
         Door { connect, view, draining, tasks }
@@ -168,7 +170,7 @@ async fn readiness_says_what_is_missing() {
 async fn slow_and_hostile_clients_are_cut_off() {
     let door = Door::open(founded(), &[]);
     let mut silent = Vec::new();
-    for _ in 0..CONNECTIONS_MAX {
+    for _ in 0..AdminConfig::default().connections_max {
         let mut stream = door.connect().await;
         stream.write_all(b"GET /livez HT").await.expect("the door reads");
         silent.push(stream);
