@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -20,8 +21,9 @@ pub struct Cli {
     )]
     pub(crate) server: Vec<String>,
     /// Print JSON for machines; a failure is an object {"code", "message", "retry"} on stderr.
-    #[arg(long, global = true)]
-    pub(crate) json: bool,
+    // `weft call` has a flag of this name that takes a value; both are one to clap, so both have one type.
+    #[arg(long, global = true, num_args = 0, default_missing_value = "")]
+    pub(crate) json: Option<String>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -39,6 +41,8 @@ pub(crate) enum Command {
     Publish(Box<Publish>),
     /// Print the events of a topic as they come.
     Subscribe(Subscribe),
+    /// Call a method of a service, with JSON.
+    Call(Call),
     /// Look at the cluster and move its shards.
     #[command(subcommand)]
     Cluster(Cluster),
@@ -51,6 +55,12 @@ pub(crate) enum Command {
     /// Look into the data folder of a node that is stopped.
     #[command(subcommand)]
     Shard(Shard),
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example:\n  weft completion bash > /etc/bash_completion.d/weft")]
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Print the version of this binary.
     Version,
 }
@@ -255,6 +265,30 @@ pub(crate) struct Subscribe {
     /// End when all that is stored now has been printed.
     #[arg(long, conflicts_with = "group")]
     pub(crate) until_end: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  weft call shop.Cart                                  lists its methods
+  weft call shop.Cart/Get --json '{\"id\": \"c7\"}'
+  cat lines.json | weft call shop.Cart/Import --json - --header tenant=blue
+
+The service is asked for its descriptors by gRPC reflection. Each message of the answer is printed as one line of JSON. A
+failure is an object {\"code\", \"message\", \"retry\"} on stderr if --json was given: Weft's own code, or the name of the gRPC
+status that the service answered with.")]
+pub(crate) struct Call {
+    /// SERVICE/METHOD, with the full gRPC service name; a SERVICE alone lists its methods.
+    #[arg(value_name = "SERVICE/METHOD")]
+    pub(crate) method: String,
+    /// The message as JSON, several for a method that takes a stream; - reads one from each line of stdin. Default {}.
+    #[arg(long, value_name = "JSON")]
+    pub(crate) json: Option<String>,
+    /// Metadata of the call; the value of a name that ends with -bin is base64.
+    #[arg(long = "header", value_name = "NAME=VALUE")]
+    pub(crate) headers: Vec<String>,
+    /// The deadline of the call.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime_serde::re::humantime::parse_duration)]
+    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Subcommand)]

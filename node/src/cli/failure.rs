@@ -2,11 +2,15 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::json;
+use tonic::Status;
+use tonic_types::StatusExt;
 
 use crate::config::ConfigError;
 use crate::drivers::pki::PkiError;
+use crate::wire::DOMAIN;
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -34,6 +38,39 @@ impl Failure {
     /// The state of things does not allow it.
     pub(crate) fn failed(message: impl Into<String>) -> Failure {
         Failure::new("FAILED_PRECONDITION", "NEVER", message)
+    }
+
+    /// No node could be reached.
+    pub(crate) fn unreachable(message: impl std::fmt::Display) -> Failure {
+        Failure::new("NOT_READY", "SAME", format!("no node can be reached: {message}"))
+    }
+
+    /// No such service.
+    pub(crate) fn unknown_service(message: impl Into<String>) -> Failure {
+        Failure::new("UNKNOWN_SERVICE", "NEVER", message)
+    }
+
+    /// Something took longer than it may.
+    pub(crate) fn late(what: &str, timeout: Duration) -> Failure {
+        Failure::new("DEADLINE", "IF_IDEMPOTENT", format!("{what} in {timeout:?}"))
+    }
+
+    /// A gRPC status: Weft's own with its code, a service's with the name of the status.
+    pub(crate) fn status(status: &Status) -> Failure {
+        let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
+        let Some(info) = info else {
+            let debug = format!("{:?}", status.code());
+            let mut name = String::new();
+            for (place, letter) in debug.chars().enumerate() {
+                if place > 0 && letter.is_ascii_uppercase() {
+                    name.push('_');
+                }
+                name.push(letter.to_ascii_uppercase());
+            }
+            return Failure::new(&name, "IF_IDEMPOTENT", format!("{name}: {}", status.message()));
+        };
+        let retry = info.metadata.get("retry").map_or("IF_IDEMPOTENT", String::as_str);
+        Failure::new(&info.reason, retry, status.message())
     }
 
     /// What clap says, on one line.

@@ -7,7 +7,9 @@
 
 mod args;
 mod ca;
+mod call;
 mod cluster;
+mod completion;
 mod config;
 mod dev;
 mod encode;
@@ -48,9 +50,9 @@ pub fn main() -> ExitCode {
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return Failure::from(error).report(cli.json),
+        Err(error) => return Failure::from(error).report(cli.json.is_some()),
     };
-    let json = cli.json;
+    let json = cli.json.is_some();
     let outcome = runtime.block_on(run(cli));
     // Reads of stdin cannot be cancelled; they must not hold up the exit.
     runtime.shutdown_background();
@@ -61,7 +63,7 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {
-    let mut output = Output::new(cli.json);
+    let mut output = Output::new(cli.json.is_some());
     let server = cli.server;
     match cli.command {
         Command::Dev(dev) => dev::run(dev).await?,
@@ -69,10 +71,12 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Topic(command) => topic::run(command, &server, &mut output).await?,
         Command::Publish(publish) => publish::run(*publish, &server, &mut output).await?,
         Command::Subscribe(subscribe) => subscribe::run(subscribe, &server, &mut output).await?,
+        Command::Call(call) => call::run(call, &server, &mut output).await?,
         Command::Cluster(command) => cluster::run(command, &server, &mut output).await?,
         Command::Ca(command) => ca::run(command, &mut output)?,
         Command::Config(command) => config::run(command, &mut output)?,
         Command::Shard(command) => shard::run(command, &mut output)?,
+        Command::Completion { shell } => completion::run(shell)?,
         Command::Version => output.version()?,
     }
     output.flush()

@@ -35,6 +35,10 @@ fn commands_that_scripts_rely_on_are_understood() {
         "weft cluster status --json",
         "weft cluster shards",
         "weft cluster transfer 3 n2",
+        "weft call shop.Cart",
+        "weft call shop.Cart/Get --json {\"id\":1} --header a=b --timeout 2s",
+        "weft call shop.Cart/Import --json -",
+        "weft completion bash",
         "weft ca init --dir ca",
         "weft ca issue n1 --dir ca --ip 127.0.0.1",
         "weft config check --config weft.toml",
@@ -76,4 +80,13 @@ fn failures_are_objects_for_machines() {
     let failure = Failure::from(weft_sdk::Error::Unreachable("n1".into()));
     assert_eq!(failure.json()["code"], "NOT_READY");
     assert_eq!(failure.json()["retry"], "SAME");
+}
+
+#[test]
+fn json_is_a_flag_but_takes_the_message_of_a_call() {
+    assert_eq!(parse("weft topic list --json").unwrap().json.as_deref(), Some(""));
+    assert_eq!(parse("weft --json topic list").unwrap().json.as_deref(), Some(""));
+    assert_eq!(parse("weft topic list").unwrap().json, None);
+    let Command::Call(call) = parse("weft call a.B/C --json {}").unwrap().command else { panic!("a call") };
+    assert_eq!(call.json.as_deref(), Some("{}"));
 }
