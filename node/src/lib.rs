@@ -24,6 +24,7 @@ use weft_proto::v1::events_server::EventsServer;
 use crate::config::Config;
 use crate::drivers::forward::Forward;
 use crate::drivers::gossip::Gossip;
+use crate::drivers::instances::Instances;
 use crate::drivers::link::{self, Links};
 use crate::drivers::pki;
 use crate::drivers::raft::{self, Rafts};
@@ -33,6 +34,7 @@ use crate::gateways::admin::Admin;
 use crate::gateways::door;
 use crate::gateways::events::Events;
 use crate::gateways::peer::Peer;
+use crate::gateways::services::{self, Services};
 use crate::gateways::status::{Drivers, Status};
 use crate::host::{AcceptMetrics, Host, Listener, Tasks};
 use crate::telemetry::{Metrics, VERSION};
@@ -142,7 +144,8 @@ impl Node {
             tasks.clone(),
         );
         rafts.serve(shards.clone()).await.context("start the shards")?;
-        links.serve(Arc::new(Peer::new(rafts.clone(), shards.clone(), gossip.clone())));
+        let instances = Instances::new(registry.clone(), links.clone());
+        links.serve(Arc::new(Peer::new(rafts.clone(), shards.clone(), gossip.clone(), instances.clone())));
 
         let forward = Forward::new(
             shards.clone(),
@@ -167,9 +170,11 @@ impl Node {
         });
 
         let stopping = Stopping::default();
+        let services = services::Drivers { instances, registry: registry.clone() };
+        let services = Services::new(Arc::new(services), view.clone());
         let drivers = Drivers { registry, rafts: rafts.clone(), forward };
         let status = Status::new(Arc::new(drivers), view.clone(), stopping.doors.clone());
-        let routes = routes(&events, &status, config).await?;
+        let routes = routes(&events, &status, &services, config).await?;
         let api = config.api.clone();
         let api = door::serve(doors.client, routes, api, door_metrics, tasks.clone(), stopping.doors.clone());
         tasks.spawn("api", async move {
@@ -278,11 +283,11 @@ fn hello(config: &Config, me: &NodeRecord, identity: &Identity, doors: &Doors) -
 }
 
 /// Everything a client can call.
-async fn routes(events: &Events, status: &Status, config: &Config) -> Result<Routes> {
+async fn routes(events: &Events, status: &Status, services: &Services, config: &Config) -> Result<Routes> {
     let message_bytes_max = usize::try_from(config.api.message_bytes_max.as_u64()).unwrap_or(usize::MAX);
     let (cluster, topics) = status.services();
     let (health, health_service) = tonic_health::server::health_reporter();
-    for service in ["", "weft.v1.Events", "weft.v1.Topics", "weft.v1.Cluster"] {
+    for service in ["", "weft.v1.Events", "weft.v1.Topics", "weft.v1.Cluster", "weft.v1.Services"] {
         health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
     }
     let reflection = tonic_reflection::server::Builder::configure()
@@ -292,5 +297,10 @@ async fn routes(events: &Events, status: &Status, config: &Config) -> Result<Rou
     let events = EventsServer::new(events.clone())
         .max_decoding_message_size(message_bytes_max)
         .max_encoding_message_size(message_bytes_max);
-    Ok(Routes::new(events).add_service(topics).add_service(cluster).add_service(health_service).add_service(reflection))
+    Ok(Routes::new(events)
+        .add_service(topics)
+        .add_service(cluster)
+        .add_service(services.service())
+        .add_service(health_service)
+        .add_service(reflection))
 }

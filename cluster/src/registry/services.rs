@@ -1,5 +1,7 @@
 //! Services and their instances.
 
+mod check;
+
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -7,16 +9,12 @@ use weft_proto::internal::v1::registry_outcome::Outcome;
 use weft_proto::internal::v1::{
     ConfigureService, InstanceHealth, InstanceRecord, PutInstance, RehomeInstances, RemoveInstance, ServiceRecord,
 };
-use weft_proto::v1::health_check::Kind;
-use weft_proto::v1::{Balance, Error, ErrorCode, HealthCheck};
+use weft_proto::v1::{Balance, Error, ErrorCode};
+
+pub use check::check_put;
 
 use super::apply::{Answer, DONE, full, invalid, not_now};
-use super::limits::{
-    CHECK_MS_DEFAULT, CHECK_MS_MAX, CHECK_MS_MIN, CHECK_TIMEOUT_MS_DEFAULT, CHECKS_IN_A_ROW_MAX, GRPC_SERVICES_MAX,
-    HEALTHY_AFTER_DEFAULT, IDEMPOTENT_METHODS_MAX, INSTANCE_CA_BYTES_MAX, INSTANCE_METADATA_BYTES_MAX,
-    INSTANCE_METADATA_MAX, INSTANCES_MAX, INSTANCES_PER_SERVICE_MAX, LEASE_MS_MAX, LEASE_MS_MIN, NODE_TEXT_BYTES_MAX,
-    SERVICES_MAX, UNHEALTHY_AFTER_DEFAULT, WEIGHT_DEFAULT, WEIGHT_MAX,
-};
+use super::limits::{GRPC_SERVICES_MAX, INSTANCES_MAX, INSTANCES_PER_SERVICE_MAX, SERVICES_MAX};
 use super::{State, names};
 use crate::errors::error;
 use crate::ids::{InstanceId, NodeId};
@@ -98,17 +96,13 @@ impl State {
     }
 
     pub(super) fn put_instance(&mut self, command: &PutInstance) -> Answer {
-        let namespace = names::namespace_or_default(&command.namespace).to_owned();
-        names::check("namespace", &namespace).map_err(invalid)?;
-        names::check_service("service", &command.service).map_err(invalid)?;
-        let grpc_services = grpc_services(command)?;
-        let instance = command.instance.as_ref().ok_or_else(|| invalid("the command holds no instance"))?;
-        let mut instance = check_instance(instance)?;
+        let PutInstance { namespace, service: name, grpc_services, instance } = check_put(command.clone())?;
+        let mut instance = instance.expect("a checked command holds an instance");
         if self.node(NodeId(instance.home)).is_none() {
             return Err(not_now(format!("home node {} is not registered", NodeId(instance.home))));
         }
-        self.check_free(&namespace, &command.service, &grpc_services)?;
-        let known = self.service(&namespace, &command.service).cloned();
+        self.check_free(&namespace, &name, &grpc_services)?;
+        let known = self.service(&namespace, &name).cloned();
         let known = known.as_ref();
         match known.and_then(|service| service.instance_at(&instance.address)) {
             Some(id) => instance.id = id.0,
@@ -125,16 +119,16 @@ impl State {
             }
         }
         let mut record = known.map_or_else(
-            || ServiceRecord { namespace: namespace.clone(), name: command.service.clone(), ..Default::default() },
+            || ServiceRecord { namespace: namespace.clone(), name: name.clone(), ..Default::default() },
             |service| service.record().clone(),
         );
-        for name in grpc_services {
-            if !record.grpc_services.contains(&name) {
-                record.grpc_services.push(name);
+        for grpc_service in grpc_services {
+            if !record.grpc_services.contains(&grpc_service) {
+                record.grpc_services.push(grpc_service);
             }
         }
         instance.namespace = namespace;
-        instance.service = command.service.clone();
+        instance.service = name;
         instance.registered_ms = self.log_time.0;
         self.put_service(record);
         self.insert_instance(instance.clone());
@@ -143,9 +137,16 @@ impl State {
 
     pub(super) fn remove_instance(&mut self, command: &RemoveInstance) -> Answer {
         let id = InstanceId(command.id);
-        let known = self.instance(id).filter(|instance| command.home == 0 || instance.home == command.home).cloned();
+        let meant = |instance: &&Arc<InstanceRecord>| {
+            let home = command.home == 0 || instance.home == command.home;
+            home && (command.registered_ms == 0 || instance.registered_ms == command.registered_ms)
+        };
+        let known = self.instance(id).filter(meant).cloned();
         let Some(instance) = known else {
-            return Err(error(ErrorCode::NotFound, format!("there is no instance {id}, or it has another home node")));
+            return Err(error(
+                ErrorCode::NotFound,
+                format!("there is no instance {id}, or it has another home or registration by now"),
+            ));
         };
         self.instances.remove(&id);
         let service = self.services.get_mut(&instance.namespace).and_then(|it| it.get_mut(&instance.service));
@@ -162,7 +163,7 @@ impl State {
             if let Some(instance) = self.instances.get_mut(&InstanceId(flip.id)).filter(|it| it.home == command.home) {
                 let instance = Arc::make_mut(instance);
                 instance.healthy = flip.healthy;
-                instance.reason = cut(&flip.reason);
+                instance.reason = check::cut(&flip.reason);
             }
         }
         DONE
@@ -195,7 +196,7 @@ impl State {
             record.balance = command.balance;
         }
         if command.set_idempotent_methods {
-            check_methods(&record, &command.idempotent_methods)?;
+            check::methods(&record, &command.idempotent_methods)?;
             record.idempotent_methods = command.idempotent_methods.clone();
         }
         self.put_service(record.clone());
@@ -262,99 +263,6 @@ impl State {
         }
         Ok(())
     }
-}
-
-/// The gRPC service names of a registration: those it lists, or else the service's own name.
-fn grpc_services(command: &PutInstance) -> Result<Vec<String>, Error> {
-    let mut listed = command.grpc_services.clone();
-    if listed.is_empty() {
-        listed.push(command.service.clone());
-    }
-    for name in &listed {
-        names::check_service("gRPC service", name).map_err(invalid)?;
-    }
-    Ok(listed)
-}
-
-/// Checks a registration and fills in the defaults.
-fn check_instance(instance: &InstanceRecord) -> Result<InstanceRecord, Error> {
-    names::check_address(&instance.address).map_err(invalid)?;
-    if instance.weight > WEIGHT_MAX {
-        return Err(invalid(format!("weight is {}: use 1 to {WEIGHT_MAX}", instance.weight)));
-    }
-    if instance.zone.len() > NODE_TEXT_BYTES_MAX || instance.tls_name.len() > NODE_TEXT_BYTES_MAX {
-        return Err(invalid(format!("zone and tls_name have at most {NODE_TEXT_BYTES_MAX} bytes each")));
-    }
-    if instance.tls_ca_pem.len() > INSTANCE_CA_BYTES_MAX {
-        return Err(invalid(format!("tls_ca_pem has at most {INSTANCE_CA_BYTES_MAX} bytes")));
-    }
-    let bytes: usize = instance.metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
-    if instance.metadata.len() > INSTANCE_METADATA_MAX || bytes > INSTANCE_METADATA_BYTES_MAX {
-        return Err(invalid(format!(
-            "metadata has at most {INSTANCE_METADATA_MAX} entries and {INSTANCE_METADATA_BYTES_MAX} bytes"
-        )));
-    }
-    if instance.ttl_ms != 0 && !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&instance.ttl_ms) {
-        return Err(invalid(format!("ttl_ms is {}: use {LEASE_MS_MIN} to {LEASE_MS_MAX}, or 0", instance.ttl_ms)));
-    }
-    let check = check_check(instance.check.clone().unwrap_or_default())?;
-    Ok(InstanceRecord {
-        weight: if instance.weight == 0 { WEIGHT_DEFAULT } else { instance.weight },
-        check: Some(check),
-        reason: cut(&instance.reason),
-        ..instance.clone()
-    })
-}
-
-fn check_check(mut check: HealthCheck) -> Result<HealthCheck, Error> {
-    let or = |value: u32, default| if value == 0 { default } else { value };
-    check.interval_ms = or(check.interval_ms, CHECK_MS_DEFAULT);
-    if !(CHECK_MS_MIN..=CHECK_MS_MAX).contains(&check.interval_ms) {
-        return Err(invalid(format!("interval_ms is {}: use {CHECK_MS_MIN} to {CHECK_MS_MAX}", check.interval_ms)));
-    }
-    check.timeout_ms = or(check.timeout_ms, CHECK_TIMEOUT_MS_DEFAULT.min(check.interval_ms));
-    if check.timeout_ms > check.interval_ms {
-        return Err(invalid(format!(
-            "timeout_ms is {}: use at most interval_ms, {}",
-            check.timeout_ms, check.interval_ms
-        )));
-    }
-    check.unhealthy_after = or(check.unhealthy_after, UNHEALTHY_AFTER_DEFAULT);
-    check.healthy_after = or(check.healthy_after, HEALTHY_AFTER_DEFAULT);
-    if check.unhealthy_after.max(check.healthy_after) > CHECKS_IN_A_ROW_MAX {
-        return Err(invalid(format!("unhealthy_after and healthy_after are at most {CHECKS_IN_A_ROW_MAX}")));
-    }
-    match check.kind.get_or_insert(Kind::Tcp(true)) {
-        Kind::HttpPath(path) if !path.starts_with('/') || path.len() > NODE_TEXT_BYTES_MAX => {
-            Err(invalid(format!("http_path is {path:?}: begin with / and use at most {NODE_TEXT_BYTES_MAX} bytes")))
-        }
-        Kind::GrpcService(name) if name.len() > NODE_TEXT_BYTES_MAX => {
-            Err(invalid(format!("grpc_service of the check has at most {NODE_TEXT_BYTES_MAX} bytes")))
-        }
-        _ => Ok(check),
-    }
-}
-
-/// Every entry names a gRPC service that the service has, and a method or *.
-fn check_methods(service: &ServiceRecord, methods: &[String]) -> Result<(), Error> {
-    if methods.len() > IDEMPOTENT_METHODS_MAX {
-        return Err(invalid(format!("idempotent_methods has at most {IDEMPOTENT_METHODS_MAX} entries")));
-    }
-    for entry in methods {
-        let named = entry.split_once('/').filter(|(_, method)| !method.is_empty() && entry.len() <= 512);
-        if named.is_none_or(|(name, _)| !service.grpc_services.iter().any(|known| known == name)) {
-            return Err(invalid(format!(
-                "{entry:?} names no method of service {:?}: use SERVICE/METHOD or SERVICE/*, with a service of {:?}",
-                service.name, service.grpc_services
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// A reason short enough for the registry.
-fn cut(reason: &str) -> String {
-    reason.chars().take(NODE_TEXT_BYTES_MAX / 4).collect()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub mod forward;
 pub mod gossip;
+pub mod instances;
 pub mod link;
 pub mod pki;
 pub mod raft;

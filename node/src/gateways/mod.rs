@@ -4,4 +4,5 @@ pub mod admin;
 pub mod door;
 pub mod events;
 pub mod peer;
+pub mod services;
 pub mod status;

@@ -6,14 +6,16 @@ use bytes::{Bytes, BytesMut};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use tokio::sync::mpsc;
-use weft_cluster::ids::{NodeId, PartitionId, TopicId};
+use weft_cluster::ids::{InstanceId, NodeId, PartitionId, TopicId};
 use weft_proto::internal::v1::{
-    ControlRequest, ControlResponse, DeliverRequest, DeliverResponse, ForwardAnswer, ForwardAppend, PartitionStats,
-    PartitionStatsAnswer, control_request, control_response, deliver_request, deliver_response, forward_answer,
+    ControlRequest, ControlResponse, DeliverRequest, DeliverResponse, Done, ForwardAnswer, ForwardAppend,
+    PartitionStats, PartitionStatsAnswer, control_request, control_response, deliver_request, deliver_response,
+    forward_answer,
 };
 use weft_proto::v1::PackedFrame;
 
 use crate::drivers::gossip::Gossip;
+use crate::drivers::instances::Instances;
 use crate::drivers::link::{Inbound, Lane, LinkStream, Parts};
 use crate::drivers::raft::Rafts;
 use crate::drivers::shard::Shards;
@@ -31,18 +33,20 @@ pub struct Peer {
     rafts: Rafts,
     shards: Shards,
     gossip: Gossip,
+    instances: Instances,
 }
 
 impl Peer {
     /// A door to these drivers.
-    pub fn new(rafts: Rafts, shards: Shards, gossip: Gossip) -> Peer {
-        Peer { rafts, shards, gossip }
+    pub fn new(rafts: Rafts, shards: Shards, gossip: Gossip, instances: Instances) -> Peer {
+        Peer { rafts, shards, gossip, instances }
     }
 
     async fn control(self, from: NodeId, body: Bytes) -> Result<Parts, String> {
         let request = ControlRequest::decode(body).map_err(|error| unreadable("control request", &error))?;
         let response = match &request.request {
             Some(control_request::Request::PartitionStats(refs)) => self.stats(refs).await,
+            Some(control_request::Request::RenewLease(lease)) => self.renew(InstanceId(lease.instance)),
             _ => self.rafts.control(from, request).await,
         };
         Ok(vec![response.encode_to_vec().into()])
@@ -54,6 +58,14 @@ impl Peer {
         let partitions: Vec<_> = refs.partitions.iter().map(id).collect();
         let answer = PartitionStatsAnswer { stats: self.shards.stats(&partitions).await };
         ControlResponse { response: Some(control_response::Response::PartitionStats(answer)) }
+    }
+
+    fn renew(&self, id: InstanceId) -> ControlResponse {
+        let response = match self.instances.renew_here(id) {
+            Ok(()) => control_response::Response::Done(Done {}),
+            Err(refusal) => control_response::Response::Error(refusal),
+        };
+        ControlResponse { response: Some(response) }
     }
 
     /// The batch takes its place in the shard's queue before this returns.

@@ -1,7 +1,11 @@
 //! The checks of what clients send. Each answers with an error that says what would be right.
 
+mod services;
+
 use weft_cluster::registry::{limits, names};
 use weft_proto::v1::{Ack, CreateTopicRequest, Error, ErrorCode, Event, StartAt};
+
+pub use services::{configure_service, deregister_instance, register_instance, service};
 
 use super::error;
 

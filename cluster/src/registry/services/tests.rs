@@ -2,9 +2,12 @@ use weft_proto::internal::v1::registry_command::Command;
 use weft_proto::internal::v1::{
     Bootstrap, InstanceFlip, NodeRecord, RegistryCommand, RegistryEntry, RegistryOutcome, Rehomed,
 };
+use weft_proto::v1::HealthCheck;
+use weft_proto::v1::health_check::Kind;
 
 use super::*;
 use crate::ids::LogPosition;
+use crate::registry::limits::WEIGHT_DEFAULT;
 
 /// A founded registry of two nodes, 1 and 2, with its log's end.
 struct Log(State, u64);
@@ -78,7 +81,7 @@ fn put_with(service: &str, grpc_services: &[&str], instance: InstanceRecord) -> 
 }
 
 fn remove(id: u64, home: u64) -> Command {
-    Command::RemoveInstance(RemoveInstance { id, home, reason: String::new() })
+    Command::RemoveInstance(RemoveInstance { id, home, ..Default::default() })
 }
 
 #[test]
@@ -222,4 +225,15 @@ fn bad_registrations_are_refused_with_what_would_be_right() {
     let stranger = InstanceRecord { home: 9, ..good };
     log.refused(put_with("a.B", &[], stranger), ErrorCode::FailedPrecondition, "home node");
     assert_eq!(log.0.services_all().count(), 0);
+}
+
+#[test]
+fn a_lease_that_ran_out_does_not_end_a_newer_registration() {
+    let mut log = Log::founded();
+    let id = log.put("shop.Cart", &[], "h1:80");
+    let remove =
+        |registered_ms| Command::RemoveInstance(RemoveInstance { id, home: 1, registered_ms, ..Default::default() });
+    log.refused(remove(4_999), ErrorCode::NotFound, "another home or registration");
+    log.ok(remove(5_000));
+    assert!(log.0.service("", "shop.Cart").is_none());
 }
