@@ -3,6 +3,7 @@
 //! Time and randomness come in as arguments; what is to be done goes out as effects or outcomes.
 
 pub mod caller;
+pub mod clock;
 pub mod delivery;
 pub mod errors;
 pub mod hashing;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -10,8 +11,12 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::cluster::{Cluster, DATA};
 use crate::disk::SimDisk;
+use crate::entropy::EPOCH;
 use crate::history::{History, What};
 use crate::plan::Plan;
+
+/// How far log time may be ahead: the tolerance of clocks that differ (`link.clock_tolerance`).
+const CLOCKS_APART: Duration = Duration::from_secs(60);
 
 /// A segment file's place in a data folder: `shard-S/rREPLICA/tTOPIC-pINDEX/BASE[.vVERSION].seg`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,17 +31,20 @@ struct Segment {
 /// Writes the events on every node's disk into the history, save those of a node whose disk has rotted.
 ///
 /// # Errors
-/// A segment that is damaged although nothing was done to its disk.
+/// A segment that is damaged although nothing was done to its disk; a batch stamped in the future although a majority
+/// of clocks is good.
 pub(crate) fn read(plan: &Plan, cluster: &Cluster<'_>, history: &History) -> Result<()> {
+    let now = EPOCH + cluster.sim.elapsed();
+    let latest = plan.clocks_can_be_told().then(|| (now + CLOCKS_APART).as_millis() as i64);
     for (number, control) in cluster.controls.iter().enumerate() {
         if !plan.rots(number) {
-            read_node(&control.name, &control.disk, history)?;
+            read_node(&control.name, &control.disk, latest, history)?;
         }
     }
     Ok(())
 }
 
-fn read_node(node: &str, disk: &SimDisk, history: &History) -> Result<()> {
+fn read_node(node: &str, disk: &SimDisk, latest: Option<i64>, history: &History) -> Result<()> {
     let mut partitions: BTreeMap<(u32, u32), Vec<(Segment, std::path::PathBuf)>> = BTreeMap::new();
     for (path, _) in disk.files() {
         if let Some(segment) = place(&path) {
@@ -51,6 +59,8 @@ fn read_node(node: &str, disk: &SimDisk, history: &History) -> Result<()> {
         let mut next = 0;
         for (_, path) in files {
             for batch in batches(disk.contents(&path)?).with_context(|| format!("{node}: {}", path.display()))? {
+                let time = batch.header().log_time_ms;
+                ensure!(latest.is_none_or(|latest| time <= latest), "{node}: log time {time} is in the future");
                 if batch.header().base_offset >= next {
                     next = batch.header().end_offset();
                     note(node, partition, &batch, history)?;

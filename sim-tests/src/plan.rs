@@ -154,6 +154,15 @@ impl Plan {
         (0..count).map(|_| nodes.remove(dice.random_range(0..nodes.len()))).collect()
     }
 
+    /// Whether at most one node's clock jumps: then the median of any three is good.
+    pub fn clocks_can_be_told(&self) -> bool {
+        let jumped = self.faults.iter().filter_map(|(_, fault)| match fault {
+            Fault::Clock { node, .. } => Some(*node),
+            _ => None,
+        });
+        jumped.collect::<std::collections::BTreeSet<_>>().len() <= 1
+    }
+
     /// Whether a node's disk has rotted in this run: it may end fenced.
     pub fn rots(&self, node: usize) -> bool {
         self.faults.iter().any(|(_, fault)| matches!(fault, Fault::BitFlip { node: hit, .. } if *hit == node))

@@ -50,6 +50,10 @@ pub struct LinkConfig {
     pub stream_window: ByteSize,
     /// Bytes a peer may send on all streams before this node has read them.
     pub connection_window: ByteSize,
+    /// A node whose wall clock is further than this from the median of a shard's voters stamps what it owns with the
+    /// median instead.
+    #[serde(with = "humantime_serde")]
+    pub clock_tolerance: Duration,
 }
 
 impl Default for LinkConfig {
@@ -69,6 +73,7 @@ impl Default for LinkConfig {
             queue_bytes_max: ByteSize::mib(32),
             stream_window: ByteSize::mib(16),
             connection_window: ByteSize::mib(64),
+            clock_tolerance: Duration::from_secs(60),
         }
     }
 }
@@ -118,6 +123,9 @@ impl LinkConfig {
         }
         if self.initial_rtt.is_zero() || self.handshake_timeout.is_zero() {
             return Err("link.initial_rtt and link.handshake_timeout must not be 0".into());
+        }
+        if self.clock_tolerance < Duration::from_secs(1) {
+            return Err(format!("link.clock_tolerance is {:?}, but must be at least 1s", self.clock_tolerance));
         }
         Ok(())
     }

@@ -139,6 +139,7 @@ async fn dial_now(inner: &Arc<Inner>, address: SocketAddr) -> Result<Peer, DialE
     };
     let peer = check(inner, &connection, &hello).map_err(refuse)?;
     let link = Arc::new(Link::new(connection.clone(), peer.clone(), hello.cluster_id, true, &inner.metrics));
+    inner.clock_heard(&link, hello.wall_ms);
     inner.register(link).map_err(refuse)?;
     Ok(peer)
 }
@@ -193,6 +194,7 @@ async fn shake_hands(inner: &Arc<Inner>, incoming: quinn::Incoming) -> Result<()
     };
     let peer = check(inner, &connection, &hello).map_err(refuse)?;
     let link = Arc::new(Link::new(connection.clone(), peer, hello.cluster_id, false, &inner.metrics));
+    inner.clock_heard(&link, hello.wall_ms);
     inner.register(link).map_err(refuse)?;
     let _ = timeout(inner.config.handshake_timeout, write_hello(inner, &mut send)).await;
     let _ = send.finish();
@@ -205,7 +207,7 @@ fn check(inner: &Inner, connection: &Connection, hello: &Hello) -> Result<Peer, 
 }
 
 async fn write_hello(inner: &Inner, send: &mut SendStream) -> Option<()> {
-    let hello = hello::mine(&inner.me, inner.cluster()).encode_to_vec();
+    let hello = Hello { wall_ms: inner.wall_ms(), ..hello::mine(&inner.me, inner.cluster()) }.encode_to_vec();
     let length = u32::try_from(hello.len()).ok()?.to_be_bytes();
     send.write_all_chunks(&mut [length.to_vec().into(), hello.into()]).await.ok()
 }

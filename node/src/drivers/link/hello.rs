@@ -33,6 +33,7 @@ pub(super) fn mine(me: &Me, cluster: u64) -> Hello {
         level_max: me.level_max,
         client_address: me.client_address.clone(),
         peer_address: me.peer_address.to_string(),
+        wall_ms: 0,
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) type PerPeer = Family<PeerLabel, Counter>;
 #[derive(Clone, Default)]
 pub(super) struct Metrics {
     pub(super) rtt_seconds: Family<PeerLabel, Gauge<f64, AtomicU64>>,
+    /// The peer's wall clock, seen from this node's.
+    pub(super) clock_ahead_seconds: Family<PeerLabel, Gauge<f64, AtomicU64>>,
     pub(super) sent_bytes: PerPeer,
     pub(super) received_bytes: PerPeer,
     pub(super) lost_packets: PerPeer,
@@ -32,6 +34,8 @@ pub(super) struct Metrics {
     pub(super) requests_lost: PerPeer,
     pub(super) requests_late: PerPeer,
     pub(super) streams_broken: PerPeer,
+    /// Log times for which this node's wall clock was not good enough.
+    pub(super) clock_refused: Counter,
     pub(super) refused: Counter,
     pub(super) handshakes_over_limit: Counter,
     pub(super) handshakes_failed: Counter,
@@ -45,6 +49,10 @@ pub(super) struct Metrics {
 impl Metrics {
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register("weft_link_rtt_seconds", "Round trip of the link", self.rtt_seconds.clone());
+        let ahead = &self.clock_ahead_seconds;
+        registry.register("weft_link_clock_ahead_seconds", "The peer's wall clock minus this node's", ahead.clone());
+        let far = &self.clock_refused;
+        registry.register("weft_link_clock_refused", "Log times taken from the voters' median", far.clone());
         registry.register("weft_link_sent_bytes", "UDP payload sent", self.sent_bytes.clone());
         registry.register("weft_link_received_bytes", "UDP payload received", self.received_bytes.clone());
         registry.register("weft_link_lost_packets", "Packets that QUIC sent again", self.lost_packets.clone());
@@ -80,6 +88,7 @@ impl Metrics {
     pub(super) fn forget(&self, peer: &str) {
         let label = PeerLabel { peer: peer.to_owned() };
         self.rtt_seconds.remove(&label);
+        self.clock_ahead_seconds.remove(&label);
         self.verdict.remove(&label);
         for family in [
             &self.sent_bytes,

@@ -20,6 +20,7 @@ use weft_cluster::ids::{Generation, NodeId};
 use crate::drivers::pki::Credentials;
 use crate::host::{Host, Listener, Promise, SocketBuffers, Tasks};
 
+mod clock;
 mod config;
 mod dial;
 mod frame;
@@ -216,6 +217,7 @@ struct Inner {
     client: quinn::ClientConfig,
     tasks: Tasks,
     metrics: Metrics,
+    clock: clock::Clock,
     table: Mutex<Table>,
     verdicts: watch::Sender<Arc<Verdicts>>,
     door: watch::Sender<Option<Arc<dyn Inbound>>>,
@@ -262,6 +264,7 @@ impl Links {
             client: settings.client,
             tasks: tasks.clone(),
             metrics,
+            clock: clock::Clock::new(),
             table: Mutex::default(),
             verdicts: watch::Sender::default(),
             door: watch::Sender::new(None),

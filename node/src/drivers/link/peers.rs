@@ -355,6 +355,7 @@ impl Inner {
             table.slots.remove(&node)
         };
         let Some(slot) = slot else { return };
+        self.clock.forget(node);
         slot.forgotten.cancel();
         let current = slot.current();
         for link in current.into_iter().chain(lock(&slot.retired).drain(..)) {

@@ -8,6 +8,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quinn::{ConnectionError, ConnectionStats, RecvStream, SendStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::clock::TELL_EVERY;
 use super::frame::{FrameReader, FrameReceiver, FrameSender};
 use super::peers::{Link, Slot, code};
 use super::vigil::{Effect, Vigil};
@@ -21,6 +22,8 @@ const DATAGRAM_PROBE: u8 = 2;
 const DATAGRAM_ANSWER: u8 = 3;
 /// A SWIM packet follows.
 pub(super) const DATAGRAM_GOSSIP: u8 = 4;
+/// The sender's wall clock follows, in milliseconds since 1970.
+const DATAGRAM_CLOCK: u8 = 5;
 
 /// A retired link ends when nothing has run on it for so long.
 const RETIRED_LINGER: Duration = Duration::from_secs(1);
@@ -81,6 +84,7 @@ struct Watch {
     idle_since: Option<Instant>,
     counted_at: Instant,
     counted: Counted,
+    clock_at: Instant,
 }
 
 #[derive(Default)]
@@ -100,6 +104,7 @@ impl Watch {
             idle_since: None,
             counted_at: now,
             counted: Counted::default(),
+            clock_at: now,
         }
     }
 
@@ -121,6 +126,10 @@ impl Watch {
                     link.connection.close(code::DEAD, b"no ping was answered");
                 }
             }
+        }
+        if now - self.clock_at >= TELL_EVERY && !link.retired.load(Ordering::Acquire) {
+            self.clock_at = now;
+            drop(link.connection.send_datagram(numbered(DATAGRAM_CLOCK, inner.wall_ms())));
         }
         self.end_retired(now, link);
         if now - self.counted_at >= METRICS_EVERY {
@@ -172,6 +181,7 @@ fn on_datagram(inner: &Inner, link: &Link, vigil: &mut Vigil, mut datagram: Byte
             drop(link.connection.send_datagram(numbered(DATAGRAM_ANSWER, datagram.get_u64())));
         }
         DATAGRAM_ANSWER if datagram.len() == 8 => vigil.answered(datagram.get_u64()),
+        DATAGRAM_CLOCK if datagram.len() == 8 => inner.clock_heard(link, datagram.get_u64()),
         DATAGRAM_GOSSIP => inner.gossip_in(link, datagram),
         _ => {}
     }

@@ -198,7 +198,7 @@ impl Rafts {
         types::seed(parts.host.as_ref());
         let me = NodeId(parts.me.id);
         let generation = Generation(parts.me.generation);
-        let registry = Registry::new(parts.host.clone(), parts.links.clone(), me, generation);
+        let registry = Registry::new(parts.links.clone(), me, generation);
         let metrics = Metrics::default();
         let context = Arc::new(Context {
             host: parts.host,

@@ -28,7 +28,6 @@ pub(super) use view::compose;
 
 use super::link::Links;
 use super::raft::Group;
-use crate::host::Host;
 
 /// Recent entries kept for followers that resume.
 const TAIL_ENTRIES_MAX: usize = 1024;
@@ -40,7 +39,6 @@ pub struct Registry {
 }
 
 struct Inner {
-    host: Arc<dyn Host>,
     links: Links,
     me: NodeId,
     generation: Generation,
@@ -55,7 +53,7 @@ struct Inner {
 }
 
 impl Registry {
-    pub(super) fn new(host: Arc<dyn Host>, links: Links, me: NodeId, generation: Generation) -> Registry {
+    pub(super) fn new(links: Links, me: NodeId, generation: Generation) -> Registry {
         let view = ClusterView {
             me,
             registry: Arc::default(),
@@ -65,7 +63,6 @@ impl Registry {
         };
         Registry {
             inner: Arc::new(Inner {
-                host,
                 links,
                 me,
                 generation,

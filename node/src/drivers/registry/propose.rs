@@ -107,8 +107,8 @@ async fn attempt(registry: &Registry, command: &RegistryCommand, deadline: Insta
 
 async fn here(registry: &Registry, command: &RegistryCommand) -> Try<RegistryOutcome> {
     let Some(group) = registry.group() else { return Try::NotTaken };
-    // Log time never goes back, whatever the clock does.
-    let log_time = registry.inner.host.wall().max(registry.state().log_time());
+    let voters = || group.voters().into_values().collect();
+    let log_time = registry.inner.links.log_time(registry.state().log_time(), voters);
     let entry = RegistryEntry { log_time_ms: log_time.0, command: Some(command.clone()) };
     match timeout(TRY_PATIENCE, group.propose(entry.encode_to_vec().into())).await {
         Ok(Ok(committed)) => match committed.applied.downcast::<RegistryOutcome>() {

@@ -99,6 +99,7 @@ impl Owner {
         let bytes_max = bytes_of(self.seat.commons.config.proposal_bytes_max);
         let mut round = Round { works: self.seat.queue.take(bytes_max), settings: 0 };
         let mut entry = ShardEntry::default();
+        let previous;
         {
             let replica = self.seat.replica();
             let registry = (epoch, view.registry.applied());
@@ -107,8 +108,9 @@ impl Owner {
                 // Only when nothing was missing is the shard known to have it all.
                 self.settled = (round.settings == 0).then_some(registry);
             }
-            entry.log_time_ms = Millis::max(replica.state.log_time(), self.seat.commons.host.wall()).0;
+            previous = replica.state.log_time();
         }
+        entry.log_time_ms = self.log_time(previous).0;
         for work in &round.works {
             match work {
                 Work::Append(append) => entry.appends.push(AppendCommand {
@@ -123,6 +125,10 @@ impl Owner {
             return (Bytes::new(), round);
         }
         (entry.encode_to_vec().into(), round)
+    }
+
+    fn log_time(&self, previous: Millis) -> Millis {
+        self.seat.commons.links.log_time(previous, || self.group.voters().into_values().collect())
     }
 
     /// Tells everybody what came of the round.
