@@ -89,6 +89,7 @@ impl State {
             Command::CreateGroup(command) => self.create_group(command),
             Command::PlanShards(command) => self.plan_shards(command),
             Command::ShardMoved(command) => self.shard_moved(command),
+            Command::ReplaceReplica(command) => self.replace_replica(command),
             Command::SetFeatureLevel(command) => self.set_feature_level(command),
             Command::PutInstance(command) => self.put_instance(command),
             Command::RemoveInstance(command) => self.remove_instance(command),

@@ -77,6 +77,21 @@ impl State {
         DONE
     }
 
+    /// Gives a registry's voter a new replica id. That the registry could commit this shows that its majority works
+    /// without the voter.
+    pub(super) fn replace_seat(&mut self, failed: u64) -> Answer {
+        let seat = self.nodes().find(|node| node.registry_replica_id == failed && failed != 0).cloned();
+        let Some(mut node) = seat else {
+            return Err(not_now(format!("replica {failed} of the registry is replaced already")));
+        };
+        if self.registry_seats().count() == 1 {
+            return Err(not_now(format!("node {:?} is the registry's only voter", node.name)));
+        }
+        node.registry_replica_id = self.allocate_replica_id();
+        self.put_node(node);
+        DONE
+    }
+
     pub(super) fn set_feature_level(&mut self, command: &SetFeatureLevel) -> Answer {
         let level = command.level;
         if level < self.level {

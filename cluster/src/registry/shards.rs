@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use weft_proto::internal::v1::{PlanShards, PlannedShard, ReplicaRecord, ShardMoved, ShardRecord};
+use weft_proto::internal::v1::{PlanShards, PlannedShard, ReplaceReplica, ReplicaRecord, ShardMoved, ShardRecord};
 use weft_proto::v1::{Error, ErrorCode};
 
 use super::State;
 use super::apply::{Answer, DONE, invalid, not_now};
 use super::limits::REPLICATION_MAX;
 use crate::errors::error;
-use crate::ids::{NodeId, ShardId};
+use crate::ids::{NodeId, RaftGroup, ShardId};
 
 impl State {
     /// Takes new rows, all or none. A shard without replicas gets them; one that has some gets a target, which
@@ -75,6 +75,37 @@ impl State {
         DONE
     }
 
+    /// Gives a node a new replica of a group in place of one whose data failed a check: what it has forgotten it must
+    /// not vote on again under the old id. One at a time in a group, and never the only one, whose data somebody may
+    /// still want to look at.
+    pub(super) fn replace_replica(&mut self, command: &ReplaceReplica) -> Answer {
+        let (group, failed) = (RaftGroup(command.group), command.replica_id);
+        let Some(shard) = group.shard() else { return self.replace_seat(failed) };
+        let Some(row) = self.shard(shard).cloned() else {
+            return Err(error(ErrorCode::NotFound, format!("shard {shard} has no row in the table")));
+        };
+        let wanted = if row.target.is_empty() { &row.replicas } else { &row.target };
+        if !wanted.iter().any(|replica| replica.replica_id == failed) {
+            return Err(not_now(format!("replica {failed} of shard {shard} is replaced or moved away already")));
+        }
+        if row.replicas.len() == 1 {
+            return Err(not_now(format!("replica {failed} is the only one of shard {shard}")));
+        }
+        let stands_in = |new: &ReplicaRecord| {
+            row.replicas.iter().any(|old| old.node == new.node && old.replica_id != new.replica_id)
+        };
+        let present = row.replicas.iter().any(|replica| replica.replica_id == failed);
+        if present && row.target.iter().any(stands_in) {
+            return Err(not_now(format!("another replica of shard {shard} is being replaced")));
+        }
+        let mut target = wanted.clone();
+        let new = self.allocate_replica_id();
+        target.iter_mut().filter(|replica| replica.replica_id == failed).for_each(|replica| replica.replica_id = new);
+        self.shards.insert(shard, Arc::new(ShardRecord { target, ..row }));
+        self.shards_version += 1;
+        DONE
+    }
+
     fn check_row(&self, row: &PlannedShard) -> Result<(), Error> {
         if row.shard >= self.shards_total {
             return Err(invalid(format!("there is no shard {}: the cluster has {}", row.shard, self.shards_total)));
@@ -98,9 +129,10 @@ impl State {
 
     fn planned_row(&mut self, row: &PlannedShard) -> ShardRecord {
         let old = self.shard(ShardId(row.shard)).cloned().unwrap_or_default();
-        // A node that has a replica, or is getting one, keeps its id: the data it has counts.
+        // A node that has a replica, or is getting one, keeps its id: the data it has counts. Where it is getting one
+        // in place of one that failed, the new one counts.
         let held: BTreeMap<u64, u64> =
-            old.target.iter().chain(&old.replicas).map(|replica| (replica.node, replica.replica_id)).collect();
+            old.replicas.iter().chain(&old.target).map(|replica| (replica.node, replica.replica_id)).collect();
         let wanted: Vec<ReplicaRecord> = row
             .nodes
             .iter()

@@ -5,7 +5,7 @@ use weft_proto::internal::v1::registry_command::Command;
 use weft_proto::internal::v1::registry_outcome::Outcome;
 use weft_proto::internal::v1::{
     Bootstrap, CreateGroup, CreateTopic, DeleteTopic, OpenProducer, PlanShards, PlannedShard, RegisterNode,
-    RegistryCommand, RegistryEntry, RegistryOutcome, RemoveNode, SetFeatureLevel, ShardMoved,
+    RegistryCommand, RegistryEntry, RegistryOutcome, RemoveNode, ReplaceReplica, SetFeatureLevel, ShardMoved,
 };
 use weft_proto::v1::{Error, ErrorCode};
 
@@ -351,6 +351,38 @@ fn a_plan_gives_replicas_then_targets() {
     log.ok(plan(4, &[(0, &[1, 3, 4])]));
     assert_eq!(row(&log.state, 0).1, [], "only the preferred leader changes");
     assert_eq!(log.state.shard(ShardId(0)).expect("a row").preferred, 1);
+}
+
+#[test]
+fn a_failed_replica_comes_back_under_a_new_id() {
+    let replace = |group: u64, replica_id| Command::ReplaceReplica(ReplaceReplica { group, replica_id });
+    let mut log = Log::founded();
+    log.ok(register(node(4, "n4", "a")));
+    log.ok(plan(0, &[(0, &[1, 2, 3]), (5, &[1])]));
+    assert_eq!(row(&log.state, 0), (vec![(4, 1), (5, 2), (6, 3)], vec![]));
+    log.ok(replace(1, 5));
+    assert_eq!(row(&log.state, 0), (vec![(4, 1), (5, 2), (6, 3)], vec![(4, 1), (8, 2), (6, 3)]));
+    log.refused_with(replace(1, 5), ErrorCode::FailedPrecondition, "replaced or moved away already");
+    log.refused_with(replace(1, 6), ErrorCode::FailedPrecondition, "another replica of shard s0 is being replaced");
+    log.refused_with(replace(6, 7), ErrorCode::FailedPrecondition, "the only one");
+    log.refused_with(replace(8, 1), ErrorCode::NotFound, "no row");
+    // The one that is being filled may fail as well, and a plan made meanwhile keeps it.
+    log.ok(replace(1, 8));
+    assert_eq!(row(&log.state, 0).1, [(4, 1), (9, 2), (6, 3)]);
+    log.ok(plan(log.state.shards_version(), &[(0, &[2, 3, 4])]));
+    assert_eq!(row(&log.state, 0).1, [(9, 2), (6, 3), (10, 4)]);
+    log.ok(moved(0, &[9, 6, 10]));
+    assert_eq!(row(&log.state, 0), (vec![(9, 2), (6, 3), (10, 4)], vec![]));
+    log.ok(replace(1, 6));
+
+    let seats: Vec<_> = log.state.registry_seats().collect();
+    assert_eq!(seats, [(NodeId(1), 1), (NodeId(2), 2), (NodeId(3), 3)]);
+    log.ok(replace(0, 2));
+    log.refused_with(replace(0, 2), ErrorCode::FailedPrecondition, "replaced already");
+    log.refused_with(replace(0, 0), ErrorCode::FailedPrecondition, "replaced already");
+    let seats: Vec<_> = log.state.registry_seats().collect();
+    assert_eq!(seats, [(NodeId(1), 1), (NodeId(2), 12), (NodeId(3), 3)]);
+    check(&log.state);
 }
 
 #[test]

@@ -130,9 +130,11 @@ impl Config {
         if !(1..=65_536).contains(&storage.journal_slots) {
             return wrong("storage.journal_slots", format!("is {}, but must be 1 to 65,536", storage.journal_slots));
         }
-        for (key, value) in
-            [("storage.checkpoint_interval", storage.checkpoint_interval), ("storage.hang_after", storage.hang_after)]
-        {
+        for (key, value) in [
+            ("storage.checkpoint_interval", storage.checkpoint_interval),
+            ("storage.hang_after", storage.hang_after),
+            ("storage.scrub_interval", storage.scrub_interval),
+        ] {
             if value.is_zero() {
                 return wrong(key, "is 0, but must be longer");
             }

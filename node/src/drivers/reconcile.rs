@@ -13,7 +13,9 @@ use weft_cluster::registry::State;
 use weft_cluster::registry::limits::FEATURE_LEVEL;
 use weft_cluster::view::{ClusterView, MemberState};
 use weft_proto::internal::v1::registry_command::Command;
-use weft_proto::internal::v1::{NodeRecord, PlanShards, RegistryCommand, ReplicaRecord, ShardMoved, ShardRecord};
+use weft_proto::internal::v1::{
+    NodeRecord, PlanShards, RegistryCommand, ReplaceReplica, ReplicaRecord, ShardMoved, ShardRecord,
+};
 
 use super::raft::{Context, Group};
 
@@ -30,6 +32,9 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
 /// A shard that would not be handed over is left alone for this long.
 const HAND_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
+/// A new replica in place of one that failed is asked for again after this.
+const REPLACE_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
 /// What the rounds remember.
 #[derive(Default)]
 struct Memory {
@@ -39,6 +44,8 @@ struct Memory {
     down: BTreeMap<NodeId, Instant>,
     /// When a shard may be handed to its preferred node again.
     handed: BTreeMap<ShardId, Instant>,
+    /// Replicas that failed for which this process has asked for another: their ids, and when it may ask again.
+    replaced: BTreeMap<RaftGroup, (u64, Instant)>,
     /// Groups that are being changed by a task of their own.
     busy: Arc<Mutex<BTreeSet<RaftGroup>>>,
 }
@@ -71,6 +78,8 @@ pub(super) async fn run(context: Arc<Context>) {
 async fn round(context: &Arc<Context>, state: &Arc<State>, memory: &mut Memory) -> io::Result<()> {
     let view = context.registry.view().borrow().clone();
     let draining = *context.draining.borrow();
+    fence(context, &view).await;
+    heal(context, state, &view, memory).await?;
     create(context, state).await?;
     initialize(context, state, memory).await;
     change(context, state, memory);
@@ -83,15 +92,75 @@ async fn round(context: &Arc<Context>, state: &Arc<State>, memory: &mut Memory) 
     delete(context, state).await
 }
 
-/// Where a node's replica of a row is, if it has one: in `replicas` or in `target`.
+/// The replica that a row gives a node: in `target`, where a failed one has its successor, or else in `replicas`.
 fn replica_of(row: &ShardRecord, node: NodeId) -> Option<u64> {
-    row.replicas.iter().chain(&row.target).find(|replica| replica.node == node.0).map(|replica| replica.replica_id)
+    row.target.iter().chain(&row.replicas).find(|replica| replica.node == node.0).map(|replica| replica.replica_id)
+}
+
+/// The replica of a group that the registry gives this node.
+fn replica_here(context: &Context, state: &State, id: RaftGroup) -> Option<u64> {
+    match id.shard() {
+        None => state.registry_seats().find(|(node, _)| *node == context.me).map(|(_, replica)| replica),
+        Some(shard) => state.shard(shard).and_then(|row| replica_of(row, context.me)),
+    }
+}
+
+/// Takes replicas out of use whose segments were found damaged, their leadership first: but only where the others can
+/// go on without this one and fill its successor. Until then what is damaged is an error for its readers.
+async fn fence(context: &Arc<Context>, view: &ClusterView) {
+    for group in context.groups() {
+        let Some(reason) = context.storage.damage(group.id()) else { continue };
+        let voters = group.voters();
+        let others = voters.values().filter(|node| **node != context.me && view.usable(**node)).count();
+        if others * 2 <= voters.len() {
+            continue;
+        }
+        hand_over(context, group.clone(), Instant::now() + LEAVE_PATIENCE).await;
+        context.fence_group(group.id(), reason).await;
+    }
+}
+
+/// Replicas here that failed a check come back under a new id, empty, and are filled by the others: a replica that may
+/// have forgotten its votes must not vote again under its old id.
+async fn heal(context: &Arc<Context>, state: &State, view: &ClusterView, memory: &mut Memory) -> io::Result<()> {
+    for id in context.fenced_groups() {
+        let Some(given) = replica_here(context, state, id) else { continue };
+        // 0: of a damaged journal it is not known which replica it was.
+        let had = context.storage.log(id).map(|log| log.replica()).filter(|replica| *replica != 0);
+        let known = had.or(memory.replaced.get(&id).map(|(replica, _)| *replica));
+        // Ids are given in order. A copy of the registry that is behind may still name one that was replaced before.
+        if known.is_some_and(|known| given > known) {
+            tracing::info!(group = %id, replica = given, "a new replica takes the place of the one that failed");
+            context.delete_group(id).await?;
+            memory.replaced.remove(&id);
+        } else if known.is_none_or(|known| given == known) {
+            replace(context, view, id, given, memory);
+        }
+    }
+    Ok(())
+}
+
+/// Asks for a new replica in place of one that failed, once another node is known to lead the group without it.
+fn replace(context: &Arc<Context>, view: &ClusterView, id: RaftGroup, failed: u64, memory: &mut Memory) {
+    let leader = match id.shard() {
+        None => context.registry.leader(),
+        Some(shard) => view.owners.get(&shard).map(|owner| owner.node),
+    };
+    let led = leader.is_some_and(|leader| leader != context.me && view.usable(leader));
+    let now = Instant::now();
+    if !led || memory.replaced.get(&id).is_some_and(|(replica, again)| *replica == failed && *again > now) {
+        return;
+    }
+    memory.replaced.insert(id, (failed, now + REPLACE_AGAIN_AFTER));
+    let context = context.clone();
+    context.tasks.clone().spawn("replica replacement", async move {
+        propose(&context, Command::ReplaceReplica(ReplaceReplica { group: id.0, replica_id: failed })).await;
+    });
 }
 
 /// Makes the replicas that this node should have.
 async fn create(context: &Arc<Context>, state: &State) -> io::Result<()> {
-    let seat = state.registry_seats().find(|(node, _)| *node == context.me).map(|(_, replica)| replica);
-    if let Some(replica) = seat {
+    if let Some(replica) = replica_here(context, state, RaftGroup::REGISTRY) {
         ensure(context, RaftGroup::REGISTRY, replica).await?;
     }
     for row in state.shards() {
@@ -105,7 +174,7 @@ async fn create(context: &Arc<Context>, state: &State) -> io::Result<()> {
 async fn ensure(context: &Arc<Context>, id: RaftGroup, replica: u64) -> io::Result<()> {
     match context.group(id) {
         Some(_) => Ok(()),
-        // Its data failed a check: it must not vote. A new replica id takes its place.
+        // Its data failed a check: it must not vote. `heal` sees to it.
         None if context.fenced(id).is_some() => Ok(()),
         None => context.create_group(id, replica).await.map(drop),
     }
@@ -113,9 +182,13 @@ async fn ensure(context: &Arc<Context>, id: RaftGroup, replica: u64) -> io::Resu
 
 /// Gives new groups their first membership.
 async fn initialize(context: &Arc<Context>, state: &State, memory: &mut Memory) {
-    for row in state.shards().filter(|row| row.replicas.iter().any(|replica| replica.node == context.me.0)) {
+    for row in state.shards() {
         let id = RaftGroup::of(ShardId(row.shard));
         let Some(group) = context.group(id) else { continue };
+        // Only the first replicas: one that comes later is given the membership by the leader.
+        if !row.replicas.iter().any(|replica| replica.replica_id == group.replica().0) {
+            continue;
+        }
         if !group.replicas().is_empty() || group.initialized().await {
             memory.waiting.remove(&id);
             continue;
@@ -178,6 +251,12 @@ async fn step(
     if !group.settled() {
         return Ok(());
     }
+    let mine = group.replica().0;
+    if wanted.iter().any(|(replica, node)| *node == context.me && *replica != mine) {
+        // This replica's successor is to be on this node, which has room for one of them: another leads from here on.
+        hand_over(context, group.clone(), Instant::now() + LEAVE_PATIENCE).await;
+        return Ok(());
+    }
     let present = group.replicas();
     if let Some((replica, node)) = wanted.iter().find(|(replica, _)| !present.contains_key(replica)) {
         tracing::info!(group = %group.id(), replica, %node, "adds a replica");
@@ -189,7 +268,6 @@ async fn step(
         if !target.difference(&voters).all(|replica| group.caught_up(*replica)) {
             return Ok(());
         }
-        let mine = group.replica().0;
         let with_mine: BTreeSet<u64> = target.iter().copied().chain([mine]).collect();
         if !target.contains(&mine) && voters == with_mine {
             // The heir takes this replica out. A leader that took itself out would leave the group to Raft's timeout.
@@ -317,14 +395,9 @@ fn replan(context: &Arc<Context>, state: &Arc<State>, view: &ClusterView, memory
 
 /// Removes replicas that the table no longer has here. A copy of the table may be old, so it is read anew.
 async fn delete(context: &Arc<Context>, state: &State) -> io::Result<()> {
-    let stale = |state: &State, group: &Group| match group.id().shard() {
-        None => {
-            let seat = state.registry_seats().find(|(node, _)| *node == context.me);
-            seat.is_none_or(|(_, replica)| replica != group.replica().0)
-        }
-        Some(shard) => state
-            .shard(shard)
-            .is_some_and(|row| replica_of(row, context.me).is_none_or(|replica| replica != group.replica().0)),
+    let stale = |state: &State, group: &Group| {
+        let known = group.id().shard().is_none_or(|shard| state.shard(shard).is_some());
+        known && replica_here(context, state, group.id()) != Some(group.replica().0)
     };
     let doubtful: Vec<Group> = context.groups().into_iter().filter(|group| stale(state, group)).collect();
     if doubtful.is_empty() {

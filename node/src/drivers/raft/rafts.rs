@@ -90,6 +90,11 @@ impl Context {
         self.fenced.get(id)
     }
 
+    /// The groups whose data here may not be used.
+    pub(in crate::drivers) fn fenced_groups(&self) -> Vec<RaftGroup> {
+        self.fenced.all().into_keys().collect()
+    }
+
     /// Starts a replica that was found on the disk. One that cannot be read is fenced; the others are not held up.
     async fn start_found(&self, found: RecoveredGroup) {
         let id = found.group;
@@ -149,6 +154,23 @@ impl Context {
 
     /// Stops a replica and deletes its data.
     pub(in crate::drivers) async fn delete_group(&self, id: RaftGroup) -> io::Result<()> {
+        self.take_out(id).await;
+        self.storage.delete_group(id).await?;
+        self.fenced.remove(id);
+        Ok(())
+    }
+
+    /// Takes a replica out of use whose data failed a check while it ran; its data stays, for a person to look at,
+    /// until another replica takes its place.
+    pub(in crate::drivers) async fn fence_group(&self, id: RaftGroup, reason: String) {
+        tracing::error!(group = %id, reason, "the replica is fenced: its data failed a check");
+        self.take_out(id).await;
+        self.storage.fence(id, &reason);
+        self.fenced.insert(id, reason);
+    }
+
+    /// Stops a replica, if it runs.
+    async fn take_out(&self, id: RaftGroup) {
         let group = self.groups.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
         match id.shard() {
             None => self.registry.attach(None),
@@ -161,9 +183,6 @@ impl Context {
         if let Some(group) = group {
             group.stop().await;
         }
-        self.storage.delete_group(id).await?;
-        self.fenced.remove(id);
-        Ok(())
     }
 
     /// One control request to a peer.

@@ -44,6 +44,7 @@ fn repeatable(command: &RegistryCommand) -> bool {
                 | Command::RemoveNode(_)
                 | Command::OpenProducer(_)
                 | Command::ShardMoved(_)
+                | Command::ReplaceReplica(_)
                 | Command::SetFeatureLevel(_)
                 | Command::PutInstance(_)
                 | Command::InstanceHealth(_)

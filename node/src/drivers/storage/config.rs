@@ -29,6 +29,11 @@ pub struct StorageConfig {
     pub hang_after: Duration,
     /// Bytes of log entries kept in memory over all groups. Default 64 MiB.
     pub log_cache_bytes: ByteSize,
+    /// Bytes of segments that the scrub reads and checks per second; 0 for no scrub. Default 4 MiB.
+    pub scrub_bytes_per_second: ByteSize,
+    /// A pass of the scrub over all segments begins at most once in this time. Default 1 day.
+    #[serde(with = "humantime_serde")]
+    pub scrub_interval: Duration,
 }
 
 impl Default for StorageConfig {
@@ -43,6 +48,8 @@ impl Default for StorageConfig {
             ballast_bytes: ByteSize::mib(64),
             hang_after: Duration::from_secs(2),
             log_cache_bytes: ByteSize::mib(64),
+            scrub_bytes_per_second: ByteSize::mib(4),
+            scrub_interval: Duration::from_secs(24 * 3600),
         }
     }
 }

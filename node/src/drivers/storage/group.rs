@@ -24,6 +24,8 @@ pub(super) struct Group {
     pub(super) replica: u64,
     pub(super) files: Arc<ShardFiles>,
     pub(super) log: Mutex<Log>,
+    /// What was found wrong with its segments. The log is sound: the replica can hand over before it is fenced.
+    damage: Mutex<Option<String>>,
 }
 
 /// The log of a group.
@@ -171,7 +173,7 @@ impl Log {
 
 impl Group {
     pub(super) fn new(id: RaftGroup, replica: u64, files: Arc<ShardFiles>, log: Log) -> Arc<Group> {
-        Arc::new(Group { id, replica, files, log: Mutex::new(log) })
+        Arc::new(Group { id, replica, files, log: Mutex::new(log), damage: Mutex::default() })
     }
 
     fn usable(log: &Log) -> io::Result<()> {
@@ -337,6 +339,21 @@ impl Group {
                 }
             }
         }
+    }
+
+    /// Notes that a segment failed a check. What is damaged is never served; the rest is until the group is fenced.
+    pub(super) fn note_damage(&self, inner: &Inner, error: &io::Error) {
+        let mut damage = locked(&self.damage);
+        if damage.is_none() {
+            inner.metrics.segments_damaged.inc();
+            tracing::error!(group = %self.id, %error, "a segment is damaged");
+            *damage = Some(error.to_string());
+        }
+    }
+
+    /// What was found wrong with its segments.
+    pub(super) fn damage(&self) -> Option<String> {
+        locked(&self.damage).clone()
     }
 
     /// Marks the group as damaged: nothing of it is read or written any more.

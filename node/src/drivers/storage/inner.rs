@@ -20,7 +20,7 @@ use super::journal::{self, Item, Journal};
 use super::meta::group_dir;
 use super::open::{self, Opened};
 use super::segments::ShardFiles;
-use super::{Checkpointed, Metrics, RecoveredGroup, StorageConfig, locked, space};
+use super::{Checkpointed, Metrics, RecoveredGroup, StorageConfig, locked, scrub, space};
 use crate::host::{Disk, Host, Tasks};
 
 /// The log cache is looked after once per so many journal bytes.
@@ -76,8 +76,13 @@ impl Inner {
         let metrics = Metrics::default();
         metrics.groups_fenced.set(recovered.iter().filter(|group| group.fenced.is_some()).count() as i64);
         let (asked, requests) = mpsc::channel(16);
-        let checkpoints =
-            Checkpoints { number: opened.manifest_number, meta_next: opened.meta_next, ..Checkpoints::default() };
+        let checkpoints = Checkpoints {
+            number: opened.manifest_number,
+            meta_next: opened.meta_next,
+            // What was replayed counts: without a checkpoint the next start would replay it all again.
+            journal_bytes: opened.journal_bytes,
+            ..Checkpoints::default()
+        };
         let inner = Arc::new(Inner {
             host,
             disk,
@@ -104,6 +109,7 @@ impl Inner {
         tasks.spawn_vital("storage journal", journal::run(Arc::clone(&inner), inner.prev_crc, lock));
         tasks.spawn_vital("storage checkpoints", checkpoint::run(Arc::clone(&inner), requests));
         tasks.spawn("storage space", space::watch(Arc::clone(&inner)));
+        tasks.spawn("storage scrub", scrub::run(Arc::clone(&inner)));
         tasks.spawn("storage journal files", space::spares(Arc::clone(&inner)));
         Ok((inner, recovered))
     }

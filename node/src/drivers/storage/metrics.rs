@@ -28,6 +28,10 @@ pub struct Metrics {
     pub slots_recycled: Counter,
     /// Groups fenced because of damage.
     pub groups_fenced: Gauge,
+    /// Groups in whose segments a reader or the scrub found damage.
+    pub segments_damaged: Counter,
+    /// Bytes of segments that the scrub has checked.
+    pub scrubbed_bytes: Counter,
     /// Log entries written again so that they do not pin the journal.
     pub entries_moved: Counter,
     /// Log entries read back from the journal.
@@ -48,6 +52,8 @@ impl Default for Metrics {
             slots: Gauge::default(),
             slots_recycled: Counter::default(),
             groups_fenced: Gauge::default(),
+            segments_damaged: Counter::default(),
+            scrubbed_bytes: Counter::default(),
             entries_moved: Counter::default(),
             entries_read: Counter::default(),
         }
@@ -68,6 +74,9 @@ impl Metrics {
         of.register("slots", "Journal files", self.slots.clone());
         of.register("slots_recycled", "Journal files made free again", self.slots_recycled.clone());
         of.register("groups_fenced", "Groups fenced because of damage", self.groups_fenced.clone());
+        let damaged = self.segments_damaged.clone();
+        of.register("segments_damaged", "Replicas in whose segments damage was found", damaged);
+        of.register("scrubbed_bytes", "Segment bytes that the scrub has checked", self.scrubbed_bytes.clone());
         of.register("entries_moved", "Log entries written again to free old journal files", self.entries_moved.clone());
         of.register("entries_read", "Log entries read back from the journal", self.entries_read.clone());
     }

@@ -17,6 +17,7 @@ mod metrics;
 mod open;
 mod recovery;
 mod scan;
+mod scrub;
 mod segments;
 mod slots;
 mod space;
@@ -172,6 +173,19 @@ impl Storage {
         locked(&self.inner.registered).insert(group.0, replica);
     }
 
+    /// What was found wrong with a group's segments by a reader or the scrub, until the group is deleted. Its log is
+    /// sound, so that its replica can hand over before it is fenced.
+    pub fn damage(&self, group: RaftGroup) -> Option<String> {
+        self.inner.group(group)?.damage()
+    }
+
+    /// Nothing of the group is read or written any more.
+    pub fn fence(&self, group: RaftGroup, reason: &str) {
+        if let Some(group) = self.inner.group(group) {
+            group.fence(&mut locked(&group.log), &self.inner, reason.to_owned());
+        }
+    }
+
     /// Takes a checkpoint now and waits for it (stop, snapshot).
     pub async fn checkpoint(&self) -> io::Result<()> {
         self.inner.checkpoint().await
@@ -289,9 +303,16 @@ impl Segments {
     }
 
     /// Stored batches from the one that contains `from` on, while they fit `bytes_max` (at least one), in
-    /// order; empty at the end. Each batch's CRCs are checked: a bad one is `InvalidData`, never returned.
+    /// order; empty at the end. Each batch's CRCs are checked: a bad one is `InvalidData`, never returned, and noted
+    /// as damage of the group.
     pub fn read(&self, partition: PartitionId, from: Offset, bytes_max: usize) -> io::Result<Vec<Bytes>> {
-        self.files()?.read(partition, from, bytes_max)
+        let read = self.files()?.read(partition, from, bytes_max);
+        if let (Err(error), Some(group)) = (&read, &self.group)
+            && error.kind() == io::ErrorKind::InvalidData
+        {
+            group.note_damage(&self.inner, error);
+        }
+        read
     }
 
     /// Stored bytes of a partition.

@@ -29,6 +29,8 @@ pub(super) struct Opened {
     pub(super) durable_lsn: u64,
     pub(super) manifest_number: u64,
     pub(super) meta_next: u64,
+    /// Bytes of the journal files that were replayed, save the last.
+    pub(super) journal_bytes: u64,
     pub(super) problems: Vec<String>,
 }
 
@@ -82,6 +84,14 @@ pub(super) fn open(host: &dyn Host, disk: &Arc<dyn Disk>, dir: &Path, config: &S
         durable_lsn: loaded.last.0,
         manifest_number: loaded.manifest.number,
         meta_next,
+        journal_bytes: loaded
+            .scan
+            .slots
+            .values()
+            .filter(|slot| slot.used.is_some())
+            .skip(1)
+            .map(|slot| slot.bytes)
+            .sum(),
         problems: loaded.problems,
     })
 }

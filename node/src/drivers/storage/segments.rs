@@ -235,6 +235,45 @@ impl Segment {
         Ok(true)
     }
 
+    /// Checks the batches from byte `at` on, about `bytes_max` bytes of them, at least one batch. Returns the place
+    /// after the last, `None` at the end.
+    ///
+    /// # Errors
+    /// `InvalidData`: a batch is damaged, or the file is shorter than it should be.
+    pub(super) fn verify(&self, shard: &ShardFiles, at: u64, bytes_max: usize) -> io::Result<Option<u64>> {
+        let end = self.written().bytes;
+        if at >= end {
+            return Ok(None);
+        }
+        let file = shard.files.open(&self.path)?;
+        let read = |bytes: u64| match file.read_exact_at(bytes.min(end - at) as usize, at) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(damaged(&self.path, at, error)),
+            read => read,
+        };
+        let mut piece = read((bytes_max as u64).max(HEADER_BYTES as u64))?;
+        let mut used = 0;
+        while piece.len() - used >= HEADER_BYTES {
+            let here = at + used as u64;
+            let header = Header::read(&piece[used..]).map_err(|error| damaged(&self.path, here, error))?;
+            let length = header.len as usize;
+            if here + length as u64 > end {
+                return Err(damaged(&self.path, here, "a batch reaches beyond the end"));
+            }
+            if used + length > piece.len() {
+                if used > 0 {
+                    break;
+                }
+                piece = read(length as u64)?;
+            }
+            self.check(&header, &piece[used..used + length], here)?;
+            used += length;
+        }
+        match used {
+            0 => Err(damaged(&self.path, at, "it is cut short")),
+            _ => Ok(Some(at + used as u64)),
+        }
+    }
+
     fn check(&self, header: &Header, batch: &[u8], at: u64) -> io::Result<()> {
         if crc32c::crc32c(&batch[HEADER_BYTES..]) != header.body_crc {
             return Err(damaged(&self.path, at, "the batch's CRC does not match"));
@@ -431,6 +470,11 @@ impl ShardFiles {
         let state = locked(&self.state);
         let records = state.partitions.values().flatten().map(|segment| segment.record());
         records.filter(|record| record.bytes > 0).collect()
+    }
+
+    /// The segments that hold events now, each pinned for as long as it is held.
+    pub(super) fn live(&self) -> Vec<Arc<Segment>> {
+        locked(&self.state).partitions.values().flatten().cloned().collect()
     }
 
     /// Syncs all that was written and the folders of new files.

@@ -181,6 +181,51 @@ fn rot_in_a_segment_is_never_served_and_a_short_one_fences() {
 }
 
 #[test]
+fn the_scrub_finds_what_nobody_reads() {
+    let disk = MemoryDisk::default();
+    let part = partition(4);
+    live(&disk, &small(), async |storage, _, _| {
+        storage.create_group(GROUP, 1).await.unwrap();
+        let replica = Arc::new(Replica::default());
+        storage.register(GROUP, replica.clone());
+        let segments = storage.segments(GROUP);
+        for base in 0..40 {
+            let (header, body) = batch(part, base, 300);
+            segments.append(part, Offset(base), header, body).unwrap();
+        }
+        segments.flush().unwrap();
+        replica.set(at(1, 1), b"state");
+        storage.checkpoint().await.unwrap();
+    });
+    let config = StorageConfig { scrub_bytes_per_second: ByteSize::gib(1), ..small() };
+    let folder = meta::group_dir(Path::new(DIR), GROUP, 1);
+    let files = || disk.files().into_iter().filter(|path| path.starts_with(&folder) && path.extension().is_some());
+    let segments: Vec<_> = files().filter(|path| path.extension().unwrap() == "seg").collect();
+    assert!(segments.len() > 2, "{segments:?}");
+    let bytes: usize = segments.iter().map(|path| disk.bytes(path).unwrap().len()).sum();
+    let scrubbed = |config: &StorageConfig| {
+        live(&disk, config, async |storage, _, _| {
+            for _ in 0..500 {
+                if storage.damage(GROUP).is_some() || storage.metrics().scrubbed_bytes.get() >= bytes as u64 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            (storage.damage(GROUP), storage.metrics().scrubbed_bytes.get())
+        })
+    };
+    assert_eq!(scrubbed(&config), (None, bytes as u64), "a sound disk is read to its end");
+    assert_eq!(scrubbed(&StorageConfig { scrub_bytes_per_second: ByteSize::b(0), ..small() }), (None, 0));
+    let last = segments.last().unwrap();
+    for byte in [10, 150, disk.bytes(last).unwrap().len() - 1] {
+        disk.flip(last, byte as u64, 3);
+        let (damage, _) = scrubbed(&config);
+        assert!(damage.as_ref().is_some_and(|damage| damage.contains("is damaged at byte")), "{byte}: {damage:?}");
+        disk.flip(last, byte as u64, 3);
+    }
+}
+
+#[test]
 fn a_damaged_manifest_or_state_is_replaced_by_the_one_before_or_fences() {
     for name in ["CURRENT", "MANIFEST-2"] {
         let disk = MemoryDisk::default();
