@@ -31,12 +31,12 @@ use crate::drivers::raft::{self, Rafts};
 use crate::drivers::shard::Shards;
 use crate::drivers::storage::{Identity, Storage};
 use crate::gateways::admin::Admin;
-use crate::gateways::door;
+use crate::gateways::door::{self, Door};
 use crate::gateways::events::Events;
 use crate::gateways::peer::Peer;
 use crate::gateways::services::{self, Services};
 use crate::gateways::status::{Drivers, Status};
-use crate::host::{AcceptMetrics, Host, Listener, Tasks};
+use crate::host::{Host, Listener, Tasks};
 use crate::telemetry::{Metrics, VERSION};
 
 /// How long tasks may take to notice that they are cancelled.
@@ -157,7 +157,6 @@ impl Node {
         );
         let events = Events::new(forward.clone(), registry.clone(), config.events.clone(), host.clone(), tasks.clone());
         let metrics = Metrics::new(&name);
-        let door_metrics = AcceptMetrics::default();
         metrics.register(|registry| {
             storage.metrics().register(registry);
             links.register(registry);
@@ -166,7 +165,6 @@ impl Node {
             shards.metrics().register(registry);
             forward.metrics().register(registry);
             events.metrics().register(registry);
-            door_metrics.register(registry, "api");
         });
 
         let stopping = Stopping::default();
@@ -175,13 +173,9 @@ impl Node {
         let drivers = Drivers { registry, rafts: rafts.clone(), forward };
         let status = Status::new(Arc::new(drivers), view.clone(), stopping.doors.clone());
         let routes = routes(&events, &status, &services, config).await?;
-        let api = config.api.clone();
-        let api = door::serve(doors.client, routes, api, door_metrics, tasks.clone(), stopping.doors.clone());
-        tasks.spawn("api", async move {
-            if let Err(error) = api.await {
-                tracing::error!(%error, "the door for clients failed");
-            }
-        });
+        let door = Door::new(routes, door::no_calls(), config.api.clone(), tasks.clone());
+        metrics.register(|registry| door.register(registry));
+        door.serve(doors.client, stopping.doors.clone());
         let (replicas, draining) = (Arc::new(rafts.clone()), stopping.draining.clone());
         let admin = Admin::new(host, metrics, view, replicas, draining, config.admin.clone());
         admin.serve(doors.admin, &tasks, stopping.doors.clone());

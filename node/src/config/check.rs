@@ -50,8 +50,8 @@ impl Config {
         self.events.check().map_err(told)?;
         self.admin.check().map_err(told)?;
         self.raft.check().map_err(told)?;
-        self.check_storage()?;
-        self.check_api()
+        self.api.check().map_err(told)?;
+        self.check_storage()
     }
 
     fn check_node(&self) -> Result<(), ConfigError> {
@@ -137,37 +137,6 @@ impl Config {
         ] {
             if value.is_zero() {
                 return wrong(key, "is 0, but must be longer");
-            }
-        }
-        Ok(())
-    }
-
-    fn check_api(&self) -> Result<(), ConfigError> {
-        let api = &self.api;
-        let window = 64 << 10..=1u64 << 30;
-        for (key, value, range) in [
-            ("api.stream_window", api.stream_window, window.clone()),
-            ("api.connection_window", api.connection_window, window),
-            ("api.message_bytes_max", api.message_bytes_max, (9 << 20)..=(1 << 30)),
-        ] {
-            if !range.contains(&value.as_u64()) {
-                let (least, most) = (bytesize::ByteSize(*range.start()), bytesize::ByteSize(*range.end()));
-                return wrong(key, format!("is {value}, but must be {least} to {most}"));
-            }
-        }
-        if api.connection_window < api.stream_window {
-            return wrong("api.connection_window", "must be at least api.stream_window");
-        }
-        for (key, value) in [("api.connections_max", api.connections_max), ("api.streams_max", api.streams_max)] {
-            if value == 0 {
-                return wrong(key, "is 0, but must be at least 1");
-            }
-        }
-        for (key, value) in
-            [("api.keepalive_interval", api.keepalive_interval), ("api.keepalive_timeout", api.keepalive_timeout)]
-        {
-            if value.is_zero() {
-                return wrong(key, "is 0, but must be longer, for example 10s");
             }
         }
         Ok(())

@@ -31,7 +31,7 @@ fn wrong_files_are_refused_with_file_key_and_what_would_be_right() {
         ("[raft]\nshards = 48", vec!["raft.shards:", "power of two", "64"]),
         ("[raft]\nreplication = 2", vec!["raft.replication:", "1, 3, 5 or 7"]),
         ("[log]\nformat = \"xml\"", vec!["weft.toml: log.format:", "`xml`", "`text`", "`json`"]),
-        ("[api]\nmessage_bytes_max = \"1 KiB\"", vec!["api.message_bytes_max:", "1.0 KiB"]),
+        ("[api]\nmessage_bytes_max = \"1 KiB\"", vec!["api.message_bytes_max", "1.0 KiB", "9.0 MiB"]),
         ("[node\nname = 1", vec!["weft.toml:", "not TOML"]),
     ];
     for (text, wanted) in cases {

@@ -59,6 +59,11 @@ impl Tasks {
         &self.stop
     }
 
+    /// Tasks that have not ended.
+    pub fn count(&self) -> usize {
+        self.tracker.len()
+    }
+
     /// Cancels all tasks and waits up to `patience` for them to end.
     pub async fn stop(&self, patience: Duration) {
         self.stop.cancel();

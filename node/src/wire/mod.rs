@@ -1,7 +1,11 @@
-//! What all doors share: how errors leave and come in, and the checks of what clients send.
+//! What all doors share: how errors leave and come in, the checks of what clients send, and HTTP/2's flow.
 
 pub mod checks;
+mod outflow;
 mod status;
+mod timeout;
 
+pub use outflow::{Broken, Outflow};
 pub use status::{DOMAIN, errors_page, from_status, status};
+pub use timeout::grpc_timeout;
 pub use weft_cluster::errors::{code_of, error, not_owner, reason, retry_name, row_of};

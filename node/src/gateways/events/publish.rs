@@ -1,7 +1,6 @@
 //! Unary publishes: events are packed per partition, and answered when all have a receipt or an error.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use prost::Message;
 use tokio::time::Instant;
@@ -12,7 +11,7 @@ use super::Events;
 use super::packing::{Packed, Packing};
 use crate::drivers::forward::Publisher;
 use crate::drivers::shard::refusal;
-use crate::wire::checks;
+use crate::wire::{self, checks};
 
 /// Bytes of a batch packed from one request: as many as a request may hold.
 const BATCH_BYTES_MAX: usize = 8 << 20;
@@ -88,36 +87,6 @@ pub(super) fn each(outcome: &Result<Receipt, Error>, place: usize) -> Result<Rec
 /// The client's deadline (the grpc-timeout header), or the node's.
 fn deadline<T>(events: &Events, request: &Request<T>) -> Instant {
     let default = events.inner.forward.publish_deadline();
-    let timeout = request.metadata().get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(timeout);
+    let timeout = wire::grpc_timeout(request.metadata().as_ref());
     timeout.map_or(default, |timeout| default.min(Instant::now() + timeout))
-}
-
-/// Digits and a unit: H, M, S, m, u or n. Source: the gRPC over HTTP/2 specification.
-fn timeout(value: &str) -> Option<Duration> {
-    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
-    let count: u64 = digits.parse().ok()?;
-    Some(match unit {
-        "H" => Duration::from_secs(count.checked_mul(3600)?),
-        "M" => Duration::from_secs(count.checked_mul(60)?),
-        "S" => Duration::from_secs(count),
-        "m" => Duration::from_millis(count),
-        "u" => Duration::from_micros(count),
-        "n" => Duration::from_nanos(count),
-        _ => return None,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn timeouts_as_grpc_writes_them() {
-        let table =
-            [("5S", Some(5000)), ("250m", Some(250)), ("1M", Some(60_000)), ("S", None), ("", None), ("9x", None)];
-        for (text, millis) in table {
-            assert_eq!(timeout(text), millis.map(Duration::from_millis), "{text}");
-        }
-        assert_eq!(timeout("18446744073709551615H"), None, "no overflow");
-    }
 }
