@@ -24,6 +24,9 @@ pub struct Entry {
 /// A partition of the workload's one topic, and an offset there.
 pub type Place = (u32, u64);
 
+/// Which delivery of an event within an epoch: (dispatch, attempt); the greater was given out later.
+pub type Given = (u32, u32);
+
 /// What can happen. `id` is an event's own number, unique in the history.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
@@ -42,7 +45,7 @@ pub enum What {
     /// An observer saw an event.
     Observed { partition: u32, offset: u64, epoch: u64, id: u64, intact: bool },
     /// A consumer of the group was given an event.
-    Delivered { partition: u32, offset: u64, epoch: u64, attempt: u32, id: u64, key: String, intact: bool },
+    Delivered { partition: u32, offset: u64, epoch: u64, given: Given, id: u64, key: String, intact: bool },
     /// It acked.
     AckInvoke { partition: u32, offset: u64, epoch: u64 },
     /// The ack is committed.

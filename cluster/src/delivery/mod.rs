@@ -189,7 +189,7 @@ pub struct Delivery {
     pub partition: u32,
     /// The event.
     pub offset: u64,
-    /// 1 for the first delivery in this epoch.
+    /// 1 for the first delivery by this dispatcher.
     pub attempt: u32,
 }
 

@@ -27,10 +27,10 @@ struct State {
 
 #[derive(Clone, Copy, Default)]
 struct Seen {
-    /// The newest attempt delivered, as epoch and number.
-    newest: Option<(u64, u32)>,
+    /// The newest attempt delivered, as epoch, dispatch and number.
+    newest: Option<(u64, u32, u32)>,
     /// The newest attempt when the ack was confirmed.
-    acked: Option<(u64, u32)>,
+    acked: Option<(u64, u32, u32)>,
 }
 
 impl Ledger {
@@ -49,11 +49,12 @@ impl Ledger {
         let State { rows, newest, deliveries, violations } = &mut *self.state();
         *deliveries += 1;
         let number: u32 = delivery.event.id.parse().ok().filter(|number| (*number as usize) < rows.len())?;
-        let (seen, this) = (&mut rows[number as usize], (delivery.epoch, delivery.attempt));
+        let this = (delivery.epoch, delivery.dispatch, delivery.attempt);
+        let seen = &mut rows[number as usize];
         // An older attempt may have been on its way since before the ack.
         if let Some(acked) = seen.acked.filter(|acked| this > *acked) {
             violations.push(format!(
-                "row {number} was delivered as {this:?} (epoch, attempt) after the ack of {acked:?} was confirmed"
+                "row {number} was delivered as {this:?} (epoch, dispatch, attempt) after the ack of {acked:?} was confirmed"
             ));
         }
         let first = seen.newest.is_none();

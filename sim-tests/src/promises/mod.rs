@@ -61,7 +61,7 @@ pub(crate) mod testing {
     }
 
     pub(crate) fn delivered(id: u64, offset: u64, epoch: u64) -> What {
-        What::Delivered { partition: 0, offset, epoch, attempt: 1, id, key: "k".to_owned(), intact: true }
+        What::Delivered { partition: 0, offset, epoch, given: (1, 1), id, key: "k".to_owned(), intact: true }
     }
 
     pub(crate) fn ack(offset: u64, epoch: u64) -> What {

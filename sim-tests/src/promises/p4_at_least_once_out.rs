@@ -1,18 +1,18 @@
 //! P4: every stored event has reached the group, and none is delivered once its ack is confirmed.
 //!
 //! A delivery may be on its way for long (a partition holds it up) and come after the ack of a later attempt. It was
-//! given out before, and its attempt says so: only an attempt newer than the one that was acked breaks the promise.
+//! given out before, and (epoch, dispatch, attempt) say so: only one newer than what was acked breaks the promise.
 
 use std::collections::BTreeMap;
 
-use crate::history::{Entry, Place, What, final_log};
+use crate::history::{Entry, Given, Place, What, final_log};
 
 /// What broke the promise.
 pub fn check(entries: &[Entry]) -> Vec<String> {
     let mut broken = Vec::new();
-    // When the ack was confirmed, and the newest attempt (epoch, number) by then.
-    let mut acked: BTreeMap<Place, (u64, (u64, u32))> = BTreeMap::new();
-    let mut delivered: BTreeMap<Place, (u64, u32)> = BTreeMap::new();
+    // When the ack was confirmed, and the newest delivery by then.
+    let mut acked: BTreeMap<Place, (u64, (u64, Given))> = BTreeMap::new();
+    let mut delivered: BTreeMap<Place, (u64, Given)> = BTreeMap::new();
     for entry in entries {
         match &entry.what {
             What::AckOk { partition, offset, .. } => {
@@ -20,15 +20,15 @@ pub fn check(entries: &[Entry]) -> Vec<String> {
                 let newest = delivered.get(&place).copied().unwrap_or_default();
                 acked.entry(place).or_insert((entry.at_us, newest));
             }
-            What::Delivered { partition, offset, epoch, attempt, .. } => {
-                let (place, this) = ((*partition, *offset), (*epoch, *attempt));
+            What::Delivered { partition, offset, epoch, given, .. } => {
+                let (place, this) = ((*partition, *offset), (*epoch, *given));
                 let newest = delivered.entry(place).or_default();
                 *newest = this.max(*newest);
                 if let Some((at, _)) = acked.get(&place).filter(|(_, newest)| this > *newest) {
                     broken.push(format!(
-                        "{partition}/{offset} was delivered to {} at {} us (epoch {epoch}, attempt {attempt}), its ack \
-                         was confirmed at {at} us",
-                        entry.who, entry.at_us
+                        "{partition}/{offset} was delivered to {} at {} us (epoch {epoch}, dispatch {}, attempt {}), its \
+                         ack was confirmed at {at} us",
+                        entry.who, entry.at_us, given.0, given.1
                     ));
                 }
             }
@@ -47,6 +47,7 @@ pub fn check(entries: &[Entry]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::check;
+    use crate::history::What;
     use crate::promises::testing::{ack, acked, delivered, history, stored};
 
     #[test]
@@ -55,6 +56,11 @@ mod tests {
         assert_eq!(check(&history(vec![delivered(1, 0, 1), acked(0, 1), delivered(1, 0, 2)])).len(), 1);
         // The older one was on its way since before.
         assert!(check(&history(vec![delivered(1, 0, 2), acked(0, 2), delivered(1, 0, 1)])).is_empty());
+        // A dispatch that starts anew counts its attempts from 1.
+        let again =
+            |given| What::Delivered { partition: 0, offset: 0, epoch: 1, given, id: 1, key: "k".into(), intact: true };
+        assert_eq!(check(&history(vec![again((1, 2)), acked(0, 1), again((2, 1))])).len(), 1);
+        assert!(check(&history(vec![again((2, 1)), acked(0, 1), again((1, 2))])).is_empty());
         assert_eq!(check(&history(vec![delivered(1, 0, 1), stored(1, 0), stored(2, 1)])).len(), 1);
     }
 }

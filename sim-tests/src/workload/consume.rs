@@ -44,9 +44,9 @@ pub(super) async fn consumer(shared: Shared, number: usize) {
 }
 
 fn note(shared: &Shared, who: &str, delivery: &Delivery) {
-    let Delivery { partition, offset, epoch, attempt, .. } = *delivery;
+    let Delivery { partition, offset, epoch, dispatch, attempt, .. } = *delivery;
     let (id, key, intact) = identify(&delivery.event);
-    shared.history.add(who, What::Delivered { partition, offset, epoch, attempt, id, key, intact });
+    shared.history.add(who, What::Delivered { partition, offset, epoch, given: (dispatch, attempt), id, key, intact });
 }
 
 async fn handle(shared: Shared, who: String, delivery: Delivery, work: Duration) {

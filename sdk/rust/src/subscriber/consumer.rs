@@ -102,7 +102,10 @@ pub struct Delivery {
     pub offset: u64,
     /// The epoch of the owner that gives it out.
     pub epoch: u64,
-    /// 1 for the first delivery.
+    /// Grows when the owner starts to dispatch the group anew within an epoch. Of two deliveries of one event, that
+    /// with the greater (epoch, dispatch, attempt) was given out later.
+    pub dispatch: u32,
+    /// 1 for the first delivery by this dispatch.
     pub attempt: u32,
     /// The event.
     pub event: Event,
@@ -113,7 +116,7 @@ pub struct Delivery {
 
 impl Delivery {
     fn new(shared: &Arc<Shared>, session: u64, delivery: v1::Delivery) -> Result<Delivery, Error> {
-        let v1::Delivery { partition, offset, epoch, attempt, event } = delivery;
+        let v1::Delivery { partition, offset, epoch, attempt, event, dispatch } = delivery;
         let place = Place { partition, epoch, offset };
         let settled = AtomicBool::new(false);
         let handle = Handle { ticket: Arc::new(Ticket { shared: shared.clone(), session, place, settled }) };
@@ -123,7 +126,7 @@ impl Delivery {
             retry: Retry::Same,
             owner: 0,
         })?;
-        Ok(Delivery { partition, offset, epoch, attempt, event, handle })
+        Ok(Delivery { partition, offset, epoch, dispatch, attempt, event, handle })
     }
 }
 

@@ -274,7 +274,7 @@ async fn consume(
             for index in 0..batch.count() {
                 let offset = batch.header().base_offset + u64::from(index);
                 let event = batch.decode(index).unwrap().encode_to_vec().into();
-                waiting.push(Delivery { partition: *partition, offset, epoch: 1, attempt: 1, event });
+                waiting.push(Delivery { partition: *partition, offset, epoch: 1, attempt: 1, event, dispatch: 1 });
             }
         }
     }

@@ -23,16 +23,17 @@ const FRAME_BYTES_MAX: usize = 256 << 10;
 /// Inputs handled before what they caused is sent out.
 const INPUTS_PER_TURN: usize = 256;
 
-/// Runs until the epoch is over or the last consumer has left and its acks are committed.
+/// Runs as the epoch's `number`th task, until the epoch is over or the last consumer has left and its acks are committed.
 pub(super) async fn run(
     seat: Arc<Seat>,
     topic: TopicId,
     group: GroupId,
     epoch: Epoch,
+    number: u32,
     mut inputs: mpsc::Receiver<Message>,
 ) {
     let Some(mut leadership) = seat.leaderships() else { return };
-    let mut task = Task::new(seat.clone(), topic, group, epoch);
+    let mut task = Task::new(seat.clone(), topic, group, epoch, number);
     task.open();
     let mut joined = false;
     let mut acks: OptionFuture<BoxFuture<'static, Ended>> = None.into();
@@ -93,6 +94,7 @@ struct Task {
     topic: TopicId,
     group: GroupId,
     epoch: Epoch,
+    number: u32,
     core: Dispatcher,
     effects: Vec<Effect>,
     consumers: BTreeMap<ConsumerId, mpsc::Sender<DeliveryFrame>>,
@@ -109,12 +111,13 @@ struct Task {
 }
 
 impl Task {
-    fn new(seat: Arc<Seat>, topic: TopicId, group: GroupId, epoch: Epoch) -> Self {
+    fn new(seat: Arc<Seat>, topic: TopicId, group: GroupId, epoch: Epoch, number: u32) -> Self {
         let config = Config { ack_deadline: ack_deadline(&seat, topic, group), ..Config::default() };
         Task {
             topic,
             group,
             epoch,
+            number,
             core: Dispatcher::new(epoch, config, seat.commons.host.random_id()),
             effects: Vec::new(),
             consumers: BTreeMap::new(),
@@ -242,6 +245,7 @@ impl Task {
                 epoch: self.epoch.0,
                 attempt: delivery.attempt,
                 event,
+                dispatch: self.number,
             });
         }
         self.send(consumer, frame);

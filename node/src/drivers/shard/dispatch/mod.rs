@@ -6,6 +6,7 @@ mod group;
 mod round;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,7 +37,9 @@ const JOIN_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Default)]
 pub(super) struct Dispatchers {
     running: Mutex<BTreeMap<(TopicId, GroupId), Handle>>,
-    consumers: std::sync::atomic::AtomicU64,
+    consumers: AtomicU64,
+    /// Tasks started so far: a term has one leader in one life of its process, so they tell those of an epoch apart.
+    started: AtomicU32,
 }
 
 #[derive(Clone)]
@@ -64,7 +67,7 @@ pub(super) async fn serve(
 ) -> Result<(), Error> {
     let (topic, group) = (TopicId(open.topic), GroupId(open.group));
     let epoch = await_group(&seat, &open, topic, group).await?;
-    let consumer = ConsumerId(seat.dispatchers.consumers.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+    let consumer = ConsumerId(seat.dispatchers.consumers.fetch_add(1, Ordering::Relaxed));
     let (frames_in, mut frames) = mpsc::channel(FRAMES_WAITING_MAX);
     let join = Message::Join { consumer, credit: open.credit, frames: frames_in };
     let inputs = join_group(&seat, topic, group, epoch, join).await?;
@@ -164,7 +167,8 @@ fn handle(seat: &Arc<Seat>, topic: TopicId, group: GroupId, epoch: Epoch) -> Han
     let handle = Handle { epoch, inputs };
     running.insert((topic, group), handle.clone());
     let gone = seat.gone.clone();
-    let task = group::run(seat.clone(), topic, group, epoch, inputs_out);
+    let number = seat.dispatchers.started.fetch_add(1, Ordering::Relaxed) + 1;
+    let task = group::run(seat.clone(), topic, group, epoch, number, inputs_out);
     seat.commons.tasks.spawn("group dispatch", async move {
         gone.run_until_cancelled(task).await;
     });
