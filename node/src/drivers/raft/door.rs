@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use openraft::raft::AppendEntriesResponse;
 use prost::Message;
 use weft_cluster::ids::{NodeId, RaftGroup};
 use weft_proto::internal::v1 as wire;
@@ -36,7 +37,11 @@ async fn serve(context: &Context, from: NodeId, request: wire::RaftRequest) -> R
     match request.request.ok_or("an empty raft request")? {
         Request::Append(append) => {
             let append = convert::append_from_wire(append).map_err(|e| text(&e))?;
+            let term = append.vote.leader_id.term;
             let response = raft.append_entries(append).await.map_err(|e| text(&e))?;
+            if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                group.hear(term);
+            }
             Ok(Response::Append(convert::appended_to_wire(&response)))
         }
         Request::Vote(vote) => {
@@ -86,5 +91,8 @@ async fn install(group: &Group, from: NodeId, request: wire::SnapshotRequest) ->
     let snapshot = group.inner.machine.stage(from, &meta, Manifest { bytes: request.manifest }).await?;
     let snapshot = openraft::Snapshot { meta, snapshot };
     let response = group.inner.raft.install_full_snapshot(vote, snapshot).await.map_err(io::Error::other)?;
+    if response.vote == vote {
+        group.hear(vote.leader_id.term);
+    }
     Ok(wire::SnapshotResponse { vote: Some(convert::vote_to_wire(&response.vote)) })
 }

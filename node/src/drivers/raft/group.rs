@@ -58,6 +58,8 @@ pub(super) struct Inner {
     /// The term whose leadership this replica is giving away, in which it may propose nothing more, and until when
     /// the heir may take.
     handing: watch::Sender<Option<(u64, Instant)>>,
+    /// The newest term whose leader this process has heard of. What the disk remembers of a leader may be over.
+    heard: watch::Sender<u64>,
     metrics: Metrics,
     fenced: Fenced,
     /// The term whose leader is known to be dead: its lease binds this voter no longer. 0: none.
@@ -105,6 +107,7 @@ impl Group {
                 entries_kept: context.config.entries_kept,
                 receiving: AtomicBool::new(false),
                 handing: watch::Sender::default(),
+                heard: watch::Sender::default(),
                 metrics,
                 fenced: context.fenced.clone(),
                 waived: AtomicU64::new(0),
@@ -220,7 +223,7 @@ impl Group {
 
     /// Whether this replica votes.
     pub(in crate::drivers) fn votes(&self) -> bool {
-        self.voters().contains_key(&self.inner.replica.0)
+        !self.inner.stopped.is_cancelled() && self.voters().contains_key(&self.inner.replica.0)
     }
 
     /// Voters of the present membership (of both halves of a joint one) and their nodes.
@@ -303,8 +306,22 @@ impl Group {
         self.inner.waived.store(0, Ordering::Release);
     }
 
+    /// Whether no leader has been heard of in this process, or the one that was is known to be dead.
+    pub(in crate::drivers) fn is_leaderless(&self) -> bool {
+        self.inner.leadership.borrow().leader.is_none() || self.waived()
+    }
+
+    /// The leader of this term has spoken.
+    pub(super) fn hear(&self, term: u64) {
+        self.inner.heard.send_if_modified(|heard| {
+            let newer = term > *heard;
+            *heard = term.max(*heard);
+            newer
+        });
+    }
+
     /// Whether the lease of this voter's present leader is waived.
-    pub(super) fn waived(&self) -> bool {
+    pub(in crate::drivers) fn waived(&self) -> bool {
         let vote = self.inner.raft.server_metrics().borrow_watched().vote;
         vote.committed && vote.leader_id.term == self.inner.waived.load(Ordering::Acquire)
     }
@@ -361,8 +378,10 @@ impl Group {
         let mut metrics = self.inner.raft.server_metrics();
         let mut term = self.inner.machine.term();
         let mut handing = self.inner.handing.subscribe();
+        let mut heard = self.inner.heard.subscribe();
         let mut stood = 0;
         loop {
+            heard.borrow_and_update();
             let now = self.present(*term.borrow_and_update());
             let overdue = handing.borrow_and_update().filter(|(term, _)| *term == now.epoch.0).map(|(_, until)| until);
             self.count_election(&mut stood);
@@ -372,6 +391,7 @@ impl Group {
                 () = self.inner.stopped.cancelled() => return,
                 changed = metrics.changed() => if changed.is_err() { break },
                 changed = term.changed() => if changed.is_err() { break },
+                _ = heard.changed() => {}
                 _ = handing.changed() => {}
                 () = wait_until(overdue) => {
                     let again = Instant::now() + TRANSFER_PATIENCE;
@@ -445,9 +465,10 @@ impl Group {
         let term = metrics.vote.leader_id.term;
         let leads = metrics.state == ServerState::Leader && metrics.current_leader == Some(self.inner.replica.0);
         let handing = self.inner.handing.borrow().is_some_and(|(handed, _)| handed == term);
+        let known = metrics.current_leader.filter(|_| leads || *self.inner.heard.borrow() == term);
         Leadership {
             epoch: Epoch(term),
-            leader: metrics.current_leader.and_then(place),
+            leader: known.and_then(place),
             acting: leads && metrics.vote.committed && applied_term == term && !handing,
         }
     }

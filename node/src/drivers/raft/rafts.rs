@@ -272,7 +272,7 @@ impl Rafts {
         }
         let tasks = &context.tasks;
         tasks.spawn("owners", owners::announce(context.clone()));
-        tasks.spawn("failover", failover::watch(context.clone()));
+        tasks.spawn("failover", failover::run(context.clone()));
         tasks.spawn("registry follow", registry::follow(context.registry.clone()));
         tasks.spawn("bootstrap", bootstrap::run(context.clone()));
         tasks.spawn_vital("reconcile", reconcile::run(context.clone()));
