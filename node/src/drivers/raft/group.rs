@@ -89,7 +89,7 @@ impl Group {
         let replica = ReplicaId(log.replica());
         let config = Arc::new(openraft_config(&context.config, id).map_err(io::Error::other)?);
         let metrics = context.metrics.clone();
-        let machine = Machine::new(context.host.clone(), metrics.clone(), machine);
+        let machine = Machine::new(context.host.clone(), context.tasks.clone(), metrics.clone(), machine);
         let network = Network { links: context.links.clone(), metrics: metrics.clone(), group: id.0, from: replica.0 };
         let append_bytes = usize::try_from(context.config.append_bytes.as_u64()).unwrap_or(usize::MAX);
         let log = Log::new(log, append_bytes);

@@ -13,7 +13,7 @@ use weft_cluster::ids::NodeId;
 use super::convert::{log_id, position, stored_from_bytes, stored_to_bytes};
 use super::types::{LogId, Response, SnapshotMeta, StoredMembership, TypeConfig};
 use super::{Manifest, Metrics, Staged, StateMachine};
-use crate::host::Host;
+use crate::host::{Host, Tasks};
 
 /// A snapshot as openraft hands it around.
 pub(super) struct Snapshot {
@@ -36,6 +36,7 @@ type Made = openraft::Snapshot<super::types::Committed, u64, super::types::Place
 
 struct Shared {
     host: Arc<dyn Host>,
+    tasks: Tasks,
     metrics: Metrics,
     machine: Mutex<Box<dyn StateMachine>>,
     /// The term of the last entry applied.
@@ -48,15 +49,24 @@ struct Shared {
 pub(super) struct Machine(Arc<Shared>);
 
 impl Machine {
-    pub(super) fn new(host: Arc<dyn Host>, metrics: Metrics, machine: Box<dyn StateMachine>) -> Machine {
+    pub(super) fn new(host: Arc<dyn Host>, tasks: Tasks, metrics: Metrics, machine: Box<dyn StateMachine>) -> Machine {
         let term = machine.applied().map_or(0, |at| at.term);
         Machine(Arc::new(Shared {
             host,
+            tasks,
             metrics,
             machine: Mutex::new(machine),
             term: watch::Sender::new(term),
             started: AtomicBool::new(false),
         }))
+    }
+
+    /// Ends the process, and never returns: a replica that cannot apply what is committed must not go on as if it
+    /// had. A task of the Host does it, since openraft's own are out of the simulated Host's reach.
+    async fn end<T>(&self, reason: String) -> T {
+        let host = self.0.host.clone();
+        self.0.tasks.spawn("abort", async move { host.abort(&reason) });
+        std::future::pending().await
     }
 
     /// From now on a snapshot is asked for by a replica that lags, not by the recovery.
@@ -134,8 +144,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 }
                 EntryPayload::Normal(command) => match machine.apply(at, command.body()) {
                     Ok(applied) => Response::new(applied),
-                    // A replica that cannot apply what is committed must not go on as if it had.
-                    Err(error) => self.0.host.abort(&format!("apply committed entry {at}: {error}")),
+                    Err(error) => return self.end(format!("apply committed entry {at}: {error}")).await,
                 },
             };
             term = at.term;
@@ -144,7 +153,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
             }
         }
         // Proposers are answered only after readers can see what they proposed.
-        machine.flush();
+        if let Err(error) = machine.flush() {
+            return self.end(format!("write what is applied: {error}")).await;
+        }
         drop(machine);
         for (responder, response) in answers {
             responder.send(response);
@@ -167,7 +178,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         }
         let staged = snapshot.staged.ok_or_else(|| io::Error::other("a snapshot without its state"))?;
         machine.install(at, staged).await?;
-        machine.flush();
+        machine.flush()?;
         if machine.applied() != Some(at) {
             return Err(io::Error::other("the state machine is not at the snapshot it installed"));
         }

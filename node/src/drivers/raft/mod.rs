@@ -58,8 +58,8 @@ pub trait StateMachine: Send + 'static {
     fn apply(&mut self, at: LogPosition, command: Bytes) -> io::Result<Applied>;
     /// A membership or blank entry took effect at `at`; `membership` is `None` for a blank one.
     fn note(&mut self, at: LogPosition, membership: Option<Bytes>);
-    /// A run of applies is over: publish what readers may see.
-    fn flush(&mut self);
+    /// A run of applies is over: publish what readers may see. An error stops the node.
+    fn flush(&mut self) -> io::Result<()>;
     /// The present state for a replica that is too far behind; its files stay pinned while `Pin` lives.
     fn snapshot(&mut self) -> io::Result<(LogPosition, Manifest, Box<dyn Send + Sync>)>;
     /// Checks a snapshot from `from` and fetches the files that are missing here. The state stays as it is, and

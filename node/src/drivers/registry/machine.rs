@@ -126,9 +126,10 @@ impl StateMachine for Replica {
         self.entries.push(WatchEntry { index: at.index, term: at.term, entry: None });
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self) -> io::Result<()> {
         let state = self.kept.with(|inner| inner.state.clone());
         self.registry.publish(&state, std::mem::take(&mut self.entries));
+        Ok(())
     }
 
     fn snapshot(&mut self) -> io::Result<(LogPosition, Manifest, Box<dyn Send + Sync>)> {

@@ -126,11 +126,10 @@ impl StateMachine for Machine {
         self.seat.replica().state.note(at, membership);
     }
 
-    fn flush(&mut self) {
-        if let Err(error) = self.seat.segments.flush() {
-            self.seat.commons.host.abort(&format!("write the segments of shard {}: {error}", self.seat.shard));
-        }
+    fn flush(&mut self) -> io::Result<()> {
+        self.seat.segments.flush()?;
         self.seat.publish(std::mem::take(&mut self.ends));
+        Ok(())
     }
 
     fn snapshot(&mut self) -> io::Result<(LogPosition, Manifest, Box<dyn Send + Sync>)> {
