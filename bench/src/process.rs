@@ -4,19 +4,42 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-/// CPU seconds (user and system) of all `pids` since they started.
-pub(crate) fn cpu_seconds(pids: &[u32]) -> Result<f64> {
-    let ticks_per_second = rustix::param::clock_ticks_per_second() as f64;
-    let mut ticks = 0;
-    for pid in pids {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("read the CPU of {pid}"))?;
-        // The name, in brackets, may hold anything; utime and stime are the 12th and 13th fields after it.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        for field in [11, 12] {
-            ticks += fields.get(field).context("a field of stat")?.parse::<u64>().context("ticks")?;
+/// CPU seconds of some processes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Cpu {
+    pub(crate) user: f64,
+    pub(crate) system: f64,
+}
+
+impl Cpu {
+    /// What all `pids` have used since they started.
+    pub(crate) fn of(pids: &[u32]) -> Result<Cpu> {
+        let ticks_per_second = rustix::param::clock_ticks_per_second() as f64;
+        let mut cpu = Cpu::default();
+        for pid in pids {
+            let stat =
+                fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("read the CPU of {pid}"))?;
+            // The name, in brackets, may hold anything; utime and stime are the 12th and 13th fields after it.
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+            let seconds = |field: usize| -> Result<f64> {
+                let ticks = fields.get(field).context("a field of stat")?.parse::<u32>().context("ticks")?;
+                Ok(f64::from(ticks) / ticks_per_second)
+            };
+            cpu.user += seconds(11)?;
+            cpu.system += seconds(12)?;
         }
+        Ok(cpu)
     }
-    Ok(ticks as f64 / ticks_per_second)
+
+    /// Of user and system together.
+    pub(crate) fn total(&self) -> f64 {
+        self.user + self.system
+    }
+
+    /// What was used since `before`.
+    pub(crate) fn since(&self, before: &Cpu) -> Cpu {
+        Cpu { user: self.user - before.user, system: self.system - before.system }
+    }
 }
 
 /// Resident bytes of one process.

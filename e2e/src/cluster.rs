@@ -17,6 +17,8 @@ const HEALTHY_MAX: Duration = Duration::from_secs(60);
 pub struct Cluster {
     nodes: Vec<Node>,
     dir: TempDir,
+    /// Variables that the nodes are started with.
+    variables: Vec<(String, String)>,
 }
 
 /// One node: what it takes to start it, again and again.
@@ -31,6 +33,12 @@ struct Node {
 impl Cluster {
     /// Makes a CA and `count` nodes, starts them and waits until the cluster is healthy.
     pub async fn start(count: usize) -> Result<Cluster> {
+        Cluster::start_with(count, &[]).await
+    }
+
+    /// The same, the nodes with these `WEFT_*` variables.
+    pub async fn start_with(count: usize, variables: &[(&str, &str)]) -> Result<Cluster> {
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let dir = TempDir::with_prefix("weft-e2e-").context("make a folder for the nodes")?;
         let mut ports = free_ports(3 * count)?.into_iter().map(|port| format!("127.0.0.1:{port}"));
         let mut address = || ports.next().context("a free port");
@@ -39,7 +47,7 @@ impl Cluster {
             let name = format!("n{number}");
             nodes.push(Node { name, listen: address()?, peer: address()?, admin: address()?, process: None });
         }
-        let mut cluster = Cluster { nodes, dir };
+        let mut cluster = Cluster { nodes, dir, variables };
         cluster.make_certificates()?;
         for index in 0..count {
             cluster.start_node(index)?;
@@ -66,6 +74,7 @@ impl Cluster {
         let node = &mut self.nodes[index];
         let log = OpenOptions::new().create(true).append(true).open(root.join(format!("{}.log", node.name)))?;
         let mut command = Command::new(binary()?);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.args(["start", "--name", &node.name]).arg("--dir").arg(root.join(&node.name));
         command.args(["--listen", &node.listen, "--peer-listen", &node.peer, "--admin-listen", &node.admin]);
         for (other, seed) in seeds.iter().enumerate() {

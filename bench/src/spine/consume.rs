@@ -3,41 +3,55 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use serde_json::{Map, Value, json};
 use weft_e2e::cluster::Cluster;
 use weft_sdk::{Client, StartAt};
 
-use super::{Stretch, event, topic};
+use super::figure::{Figure, Stretch};
+use super::{Events, topic};
+
+pub(super) const BULK: &str = "consume, bulk";
+pub(super) const ACKED: &str = "consume, ack per event";
 
 /// Events stored before reading begins.
-const STORED: u64 = 500_000;
+const STORED: u64 = 2_000_000;
+/// Their bytes.
+const EVENT_BYTES: usize = 128;
+/// Deliveries in flight to the consumer of a group.
+const GROUP_CREDIT: u64 = 10_000;
 
-/// Both figures, over the same 128-byte events.
-pub(super) async fn consume(cluster: &Cluster, client: &Client, time: Duration) -> Result<Vec<Map<String, Value>>> {
+/// Stores what is read afterwards; returns the topic.
+pub(super) async fn store(client: &Client) -> Result<String> {
     let topic = topic(client, "consume").await?;
-    let producer = client.producer(&topic).linger(Duration::from_millis(5)).open().await?;
+    let events = Events::of(EVENT_BYTES);
+    let producer = client.producer(&topic).open().await?;
     for number in 0..STORED {
-        producer.push(event(number, 128)).await?;
+        producer.push(events.make(number)).await?;
     }
     producer.close().await?;
-    Ok(vec![bulk(cluster, client, &topic).await?, acked(cluster, client, &topic, time).await?])
+    Ok(topic)
 }
 
-async fn bulk(cluster: &Cluster, client: &Client, topic: &str) -> Result<Map<String, Value>> {
-    let mut observer = client.subscriber(topic).start(StartAt::Earliest).credit(16 << 20).until_end().observe().await?;
+/// One observer reads all, from the disk on.
+pub(super) async fn bulk(cluster: &Cluster, client: &Client, topic: &str) -> Result<Figure> {
+    let subscriber = client.subscriber(topic).start(StartAt::Earliest).credit(16 << 20).until_end();
+    let mut figure = Figure::new(BULK);
     let stretch = Stretch::begin(cluster)?;
+    let mut observer = subscriber.observe().await?;
     let mut count = 0;
-    while observer.next().await?.is_some() {
+    while let Some(observed) = observer.next().await? {
+        // What a reader does at least: to decode.
+        anyhow::ensure!(observed.event()?.data.len() == EVENT_BYTES, "an event came back with another size");
         count += 1;
     }
     anyhow::ensure!(count == STORED, "{count} of {STORED} events were read");
-    let mut figure = stretch.end(count)?;
-    figure.insert("acks".into(), json!(false));
+    stretch.end()?.of(count, &mut figure);
     Ok(figure)
 }
 
-async fn acked(cluster: &Cluster, client: &Client, topic: &str, time: Duration) -> Result<Map<String, Value>> {
-    let mut consumer = client.subscriber(topic).credit(16_384).group("bench").await.context("join")?;
+/// One consumer of a group acks each event and waits for the acks to be committed at the end.
+pub(super) async fn acked(cluster: &Cluster, client: &Client, topic: &str, time: Duration) -> Result<Figure> {
+    let mut consumer = client.subscriber(topic).credit(GROUP_CREDIT).group("bench").await.context("join")?;
+    let mut figure = Figure::new(ACKED);
     let stretch = Stretch::begin(cluster)?;
     let end = Instant::now() + time;
     let mut count = 0;
@@ -46,7 +60,6 @@ async fn acked(cluster: &Cluster, client: &Client, topic: &str, time: Duration) 
         count += 1;
     }
     consumer.flush_acks().await?;
-    let mut figure = stretch.end(count)?;
-    figure.insert("acks".into(), json!(true));
+    stretch.end()?.of(count, &mut figure);
     Ok(figure)
 }

@@ -3,25 +3,26 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use serde_json::{Map, Value, json};
 use weft_e2e::cluster::Cluster;
 
-use super::round;
-use crate::process::{cpu_seconds, resident_bytes};
+use super::figure::Figure;
+use crate::process::{Cpu, resident_bytes};
 
 /// Time for the founding to settle.
-const SETTLE: Duration = Duration::from_secs(3);
+const SETTLE: Duration = Duration::from_secs(5);
+/// Less time would measure the ticks of the clock in /proc.
+const TIME_MIN: Duration = Duration::from_secs(10);
 
-/// CPU share of a core and resident memory, per node.
-pub(super) async fn idle(cluster: &Cluster, time: Duration) -> Result<Map<String, Value>> {
+/// CPU share of a core and resident memory, per node, of three nodes with 64 shards.
+pub(super) async fn idle(cluster: &Cluster, time: Duration) -> Result<Figure> {
     tokio::time::sleep(SETTLE).await;
-    let pids = cluster.pids();
-    let before = cpu_seconds(&pids)?;
+    let (pids, time) = (cluster.pids(), time.max(TIME_MIN));
+    let before = Cpu::of(&pids)?;
     tokio::time::sleep(time).await;
-    let share = (cpu_seconds(&pids)? - before) / time.as_secs_f64() / pids.len() as f64;
+    let share = Cpu::of(&pids)?.since(&before).total() / time.as_secs_f64() / pids.len() as f64;
     let resident: Vec<u64> = pids.iter().map(|pid| resident_bytes(*pid)).collect::<Result<_>>()?;
-    let mut figure = Map::new();
-    figure.insert("cpu_percent_per_node".into(), json!(round(share * 100.0)));
-    figure.insert("resident_mib_max".into(), json!(resident.iter().max().map(|bytes| bytes >> 20)));
+    let mut figure = Figure::new("idle, per node");
+    figure.set("cpu_percent", share * 100.0);
+    figure.set("resident_mib_max", resident.into_iter().max().unwrap_or(0) as f64 / f64::from(1 << 20));
     Ok(figure)
 }

@@ -1,22 +1,31 @@
 //! The spine's figures: R=3, fsync before every receipt, nodes and client on one machine.
 
+mod aims;
+mod bulk;
 mod consume;
+mod figure;
 mod idle;
 mod kills;
-mod publish;
+mod latency;
+mod single;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use hdrhistogram::Histogram;
-use serde_json::{Map, Value, json};
+use bytes::Bytes;
 use weft_e2e::cluster::Cluster;
-use weft_sdk::Client;
+use weft_sdk::{Client, Event};
 
-use crate::process::cpu_seconds;
+use figure::Figure;
 
 /// Partitions of every topic.
 const PARTITIONS: u32 = 8;
+/// Events are spread over so many keys.
+const KEYS: u64 = 10_000;
+/// The links run over loopback, which carries large datagrams. The default is made for the internet's.
+const NODE_VARIABLES: [(&str, &str); 1] = [("WEFT_LINK__MTU", "6000")];
+/// Sizes of events, in bytes.
+const EVENT_BYTES: [usize; 3] = [128, 1 << 10, 16 << 10];
 
 /// What the command line says.
 #[derive(clap::Args)]
@@ -27,89 +36,75 @@ pub(crate) struct Args {
     /// Kills.
     #[arg(long, default_value_t = 20)]
     kills: usize,
-    /// Only the figures whose name begins so: bulk, single, one, end_to_end, consume, idle, kill.
+    /// Only the figures whose name begins so: idle, bulk, single, one, end, consume, kill; or a whole name as the
+    /// table has it, for example "bulk 128 B".
     #[arg(long, default_value = "")]
     only: String,
 }
 
-/// Runs all figures and prints one JSON line for each.
+/// Runs all figures: a line of JSON for each on stdout, then a table against the aims on stderr.
 pub(crate) async fn run(args: Args) -> Result<()> {
-    let time = Duration::from_secs(args.seconds);
-    let wanted = |name: &str| name.starts_with(&args.only);
-    let mut cluster = Cluster::start(3).await?;
-    if wanted("idle") {
-        print("idle", idle::idle(&cluster, time).await?);
-    }
-    let client = Client::connect(cluster.addresses()).await.context("connect")?;
-    for event_bytes in [128, 1 << 10, 16 << 10] {
-        for batch_bytes in [16 << 10, 128 << 10] {
-            if wanted("bulk") {
-                print("bulk", publish::bulk(&cluster, &client, event_bytes, batch_bytes, time).await?);
+    let mut cluster = Cluster::start_with(3, &NODE_VARIABLES).await?;
+    let mut bench = Bench { args, figures: Vec::new() };
+    let outcome = bench.all(&mut cluster).await;
+    aims::print(&bench.figures);
+    outcome
+}
+
+struct Bench {
+    args: Args,
+    figures: Vec<Figure>,
+}
+
+impl Bench {
+    async fn all(&mut self, cluster: &mut Cluster) -> Result<()> {
+        let time = Duration::from_secs(self.args.seconds);
+        if self.wants("idle") {
+            self.print(idle::idle(cluster, time).await?);
+        }
+        let client = Client::connect(cluster.addresses()).await.context("connect")?;
+        for event_bytes in EVENT_BYTES {
+            for batch_bytes in [16 << 10, 128 << 10] {
+                if self.wants(&bulk::name(event_bytes, batch_bytes)) {
+                    self.print(bulk::bulk(cluster, &client, event_bytes, batch_bytes, time).await?);
+                }
             }
         }
-        for publishers in [1, 64] {
-            if wanted("single") {
-                print("single", publish::single(&cluster, &client, event_bytes, publishers, time).await?);
+        for event_bytes in EVENT_BYTES {
+            for publishers in [1, 64] {
+                if self.wants(&single::name(event_bytes, publishers)) {
+                    self.print(single::single(cluster, &client, event_bytes, publishers, time).await?);
+                }
             }
         }
-    }
-    if wanted("one") {
-        print("one_at_a_time", publish::one_at_a_time(&client, time).await?);
-    }
-    if wanted("end_to_end") {
-        print("end_to_end", publish::end_to_end(&client, time).await?);
-    }
-    if wanted("consume") {
-        consume::consume(&cluster, &client, time).await?.into_iter().for_each(|figure| print("consume", figure));
-    }
-    if wanted("kill") {
-        print("kill", kills::kills(&mut cluster, args.kills).await?);
-    }
-    Ok(())
-}
-
-fn print(name: &str, mut figure: Map<String, Value>) {
-    figure.insert("figure".to_owned(), json!(name));
-    println!("{}", Value::Object(figure));
-}
-
-/// Measures one stretch of work: events, seconds, and the nodes' CPU.
-struct Stretch {
-    pids: Vec<u32>,
-    cpu: f64,
-    started: Instant,
-}
-
-impl Stretch {
-    fn begin(cluster: &Cluster) -> Result<Stretch> {
-        let pids = cluster.pids();
-        Ok(Stretch { cpu: cpu_seconds(&pids)?, pids, started: Instant::now() })
+        if self.wants(latency::UNARY) {
+            self.print(latency::unary(cluster, &client, time).await?);
+        }
+        if self.wants(latency::STREAM) {
+            self.print(latency::stream(cluster, &client, time).await?);
+        }
+        if self.wants(latency::END_TO_END) {
+            self.print(latency::end_to_end(cluster, &client, time).await?);
+        }
+        if self.wants(consume::BULK) || self.wants(consume::ACKED) {
+            let topic = consume::store(&client).await?;
+            self.print(consume::bulk(cluster, &client, &topic).await?);
+            self.print(consume::acked(cluster, &client, &topic, time).await?);
+        }
+        if self.wants(kills::NAME) && self.args.kills > 0 {
+            self.print(kills::kills(cluster, self.args.kills).await?);
+        }
+        Ok(())
     }
 
-    fn end(&self, events: u64) -> Result<Map<String, Value>> {
-        let seconds = self.started.elapsed().as_secs_f64();
-        let cpu = cpu_seconds(&self.pids)? - self.cpu;
-        let mut figure = Map::new();
-        figure.insert("events".into(), json!(events));
-        figure.insert("events_per_s".into(), json!((events as f64 / seconds).round()));
-        figure.insert("node_cpu_s_per_million".into(), json!(round(cpu * 1e6 / events.max(1) as f64)));
-        Ok(figure)
+    fn wants(&self, name: &str) -> bool {
+        name.starts_with(&self.args.only)
     }
-}
 
-fn latencies() -> Result<Histogram<u64>> {
-    Histogram::new_with_bounds(1, 600_000_000, 3).context("a histogram")
-}
-
-/// p50 and p99 of microseconds, in milliseconds.
-fn percentiles(histogram: &Histogram<u64>, figure: &mut Map<String, Value>) {
-    for (name, quantile) in [("p50_ms", 0.5), ("p99_ms", 0.99)] {
-        figure.insert(name.into(), json!(round(histogram.value_at_quantile(quantile) as f64 / 1000.0)));
+    fn print(&mut self, figure: Figure) {
+        println!("{}", figure.to_json());
+        self.figures.push(figure);
     }
-}
-
-fn round(value: f64) -> f64 {
-    (value * 1000.0).round() / 1000.0
 }
 
 /// A topic of its own for a figure.
@@ -118,7 +113,25 @@ async fn topic(client: &Client, name: &str) -> Result<String> {
     Ok(name.to_owned())
 }
 
-/// Events of one size, over 10,000 keys.
-fn event(number: u64, event_bytes: usize) -> weft_sdk::Event {
-    weft_sdk::event(format!("key-{}", number % 10_000), vec![b'x'; event_bytes])
+/// Makes events of one size; what does not change is made once, so that the races measure Weft.
+struct Events {
+    keys: Vec<Bytes>,
+    data: Bytes,
+}
+
+impl Events {
+    fn of(event_bytes: usize) -> Events {
+        let keys = (0..KEYS).map(|key| format!("key-{key}").into()).collect();
+        Events { keys, data: vec![b'x'; event_bytes].into() }
+    }
+
+    fn make(&self, number: u64) -> Event {
+        let key = self.keys[(number % KEYS) as usize].clone();
+        Event { key, data: self.data.clone(), ..Event::default() }
+    }
+}
+
+/// `16 KiB` or `128 B`.
+fn size(bytes: usize) -> String {
+    if bytes < 1024 { format!("{bytes} B") } else { format!("{} KiB", bytes >> 10) }
 }
