@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "weft/v1/events.proto",
         "weft/v1/cluster.proto",
         "weft/v1/services.proto",
+        "weft/demo/v1/greeter.proto",
         "weft/internal/v1/raft.proto",
         "weft/internal/v1/registry.proto",
         "weft/internal/v1/shard.proto",
@@ -18,9 +19,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, [root])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
-    let public = descriptors.file.iter().filter(|file| file.package() == "weft.v1").cloned().collect();
-    let public = prost_types::FileDescriptorSet { file: public };
-    std::fs::write(out.join("weft_v1.bin"), prost::Message::encode_to_vec(&public))?;
+    for (package, name) in [("weft.v1", "weft_v1.bin"), ("weft.demo.v1", "weft_demo_v1.bin")] {
+        let file = descriptors.file.iter().filter(|file| file.package() == package).cloned().collect();
+        let set = prost_types::FileDescriptorSet { file };
+        std::fs::write(out.join(name), prost::Message::encode_to_vec(&set))?;
+    }
 
     let grpc = std::env::var_os("CARGO_FEATURE_GRPC").is_some();
     tonic_prost_build::configure()

@@ -41,6 +41,9 @@ pub(crate) enum Command {
     Publish(Box<Publish>),
     /// Print the events of a topic as they come.
     Subscribe(Subscribe),
+    /// Register, list, look at and configure services and their instances.
+    #[command(subcommand)]
+    Service(Service),
     /// Call a method of a service, with JSON.
     Call(Call),
     /// Look at the cluster and move its shards.
@@ -265,6 +268,128 @@ pub(crate) struct Subscribe {
     /// End when all that is stored now has been printed.
     #[arg(long, conflicts_with = "group")]
     pub(crate) until_end: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Service {
+    /// Register an instance, or change its settings; the node that is asked becomes its home.
+    Register(Box<RegisterService>),
+    /// Take an instance out: no new call is sent to it.
+    Deregister {
+        /// The service.
+        name: String,
+        /// The instance's address.
+        #[arg(long, value_name = "HOST:PORT")]
+        address: String,
+    },
+    /// List all services.
+    List,
+    /// Show a service and its instances.
+    Describe {
+        /// The service, or one of its gRPC service names.
+        name: String,
+    },
+    /// Set how calls are balanced, and which methods may run more than once for one call.
+    #[command(
+        after_help = "Example:\n  weft service configure shop.Cart --balance round-robin --idempotent shop.Cart/Get --idempotent shop.Cart/List"
+    )]
+    Configure {
+        /// The service.
+        name: String,
+        /// How an instance is chosen; as it is if not given.
+        #[arg(long, value_enum)]
+        balance: Option<BalanceBy>,
+        /// A method that may be retried after it has reached an instance, as SERVICE/METHOD or SERVICE/*. What is given
+        /// replaces the list.
+        #[arg(long, value_name = "METHOD")]
+        idempotent: Vec<String>,
+        /// No method may.
+        #[arg(long, conflicts_with = "idempotent")]
+        none_idempotent: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  weft service register shop.Cart --address 10.0.0.7:8080
+  weft service register shop --grpc-service shop.Cart --grpc-service shop.Orders --address 10.0.0.7:8080 --check grpc
+  weft service register shop.Cart --address 10.0.0.7:8443 --tls --tls-ca ca.pem --check http:/healthz --weight 50
+
+Without --ttl the instance stays registered until it is deregistered, and its check says whether it is called. A program
+that registers itself, and renews, uses the SDK or weft.v1.Services.")]
+pub(crate) struct RegisterService {
+    /// The full gRPC service name, or an alias with --grpc-service.
+    pub(crate) name: String,
+    /// Where it listens, as the nodes reach it.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) address: String,
+    /// A full gRPC service name that it serves.
+    #[arg(long = "grpc-service", value_name = "NAME")]
+    pub(crate) grpc_services: Vec<String>,
+    /// Its share of the calls.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) weight: u32,
+    /// Where it runs; the zone of its home node if not given.
+    #[arg(long)]
+    pub(crate) zone: Option<String>,
+    /// An entry of its metadata.
+    #[arg(long = "metadata", value_name = "NAME=VALUE", value_parser = parse_pair)]
+    pub(crate) metadata: Vec<(String, String)>,
+    /// How its home node checks it: tcp, grpc, grpc:SERVICE or http:/PATH.
+    #[arg(long, default_value = "tcp", value_parser = parse_check)]
+    pub(crate) check: Check,
+    /// Between two checks; 2 s if not given.
+    #[arg(long, value_name = "TIME", value_parser = humantime_serde::re::humantime::parse_duration)]
+    pub(crate) check_interval: Option<Duration>,
+    /// Take it out when it is not renewed for so long; 0s: never.
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime_serde::re::humantime::parse_duration)]
+    pub(crate) ttl: Duration,
+    /// It speaks TLS.
+    #[arg(long)]
+    pub(crate) tls: bool,
+    /// Who has signed its certificate; the nodes' `calls.tls_ca` if not given.
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// The name in its certificate; the host of its address if not given.
+    #[arg(long, value_name = "NAME", requires = "tls")]
+    pub(crate) tls_name: Option<String>,
+}
+
+/// How an instance is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Check {
+    Tcp,
+    /// Of a service, or of the first that the instance has.
+    Grpc(Option<String>),
+    Http(String),
+}
+
+/// How an instance is chosen for a call.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum BalanceBy {
+    /// Of two at random, the one with the smaller latency times calls in flight.
+    LeastRequest,
+    /// One after the other.
+    RoundRobin,
+    /// At random.
+    Random,
+    /// At random, in proportion to the weights.
+    Weighted,
+}
+
+fn parse_check(text: &str) -> Result<Check, String> {
+    match text.split_once(':') {
+        None if text == "tcp" => Ok(Check::Tcp),
+        None if text == "grpc" => Ok(Check::Grpc(None)),
+        Some(("grpc", service)) => Ok(Check::Grpc(Some(service.to_owned()))),
+        Some(("http", path)) if path.starts_with('/') => Ok(Check::Http(path.to_owned())),
+        _ => Err("write tcp, grpc, grpc:SERVICE or http:/PATH".to_owned()),
+    }
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    pair.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "write NAME=VALUE".to_owned())
 }
 
 #[derive(Debug, Args)]

@@ -8,10 +8,11 @@ use bytesize::ByteSize;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use weft_sdk::Client;
+use weft_sdk::{Client, Registration};
 
 use super::args::{Dev, loopback};
 use super::ca;
+use super::demo;
 use super::failure::Failure;
 use super::start::told_to_stop;
 use crate::config::{Config, LogConfig, LogFormat};
@@ -23,6 +24,8 @@ use crate::telemetry;
 
 /// How long the nodes may take to become healthy.
 const HEALTHY_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the demo service may take to say that it goes.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 /// On loopback a datagram may be as large as ten of them fit one system call.
 const LOOPBACK_MTU: u16 = 6_000;
 /// Ports between two nodes.
@@ -46,20 +49,24 @@ pub(crate) async fn run(dev: Dev) -> Result<(), Failure> {
 
     let up = tokio::select! {
         biased;
-        () = told_to_stop() => Ok(false),
+        () = told_to_stop() => Ok(Vec::new()),
         failure = first_end(&mut nodes) => Err(failure),
-        healthy = until_healthy(&configs) => healthy.map(|()| true),
+        ready = until_ready(&configs) => ready,
     };
     let outcome = match up {
-        Ok(true) => {
+        Ok(demo) if demo.is_empty() => Ok(()),
+        Ok(demo) => {
             welcome(&configs, &folder, started.elapsed());
-            tokio::select! { biased; () = told_to_stop() => Ok(()), failure = first_end(&mut nodes) => Err(failure) }
+            let outcome = tokio::select! { biased; () = told_to_stop() => Ok(()), failure = first_end(&mut nodes) => Err(failure) };
+            eprintln!("\nstopping");
+            let leaving = futures::future::join_all(demo.into_iter().map(Registration::close));
+            // A kept folder would otherwise remember instances that are gone.
+            let _ = tokio::time::timeout(LEAVE_PATIENCE, leaving).await;
+            outcome
         }
-        Ok(false) => Ok(()),
         Err(failure) => Err(failure),
     };
     stop.cancel();
-    eprintln!("\nstopping");
     let ending = async { while nodes.join_next().await.is_some() {} };
     tokio::select! { () = ending => {}, () = told_to_stop() => {} }
     outcome
@@ -150,6 +157,18 @@ async fn first_end(nodes: &mut JoinSet<(String, anyhow::Result<()>)>) -> Failure
     }
 }
 
+/// Waits until the cluster is whole, then starts the demo service with two instances, at the first node and the last.
+async fn until_ready(configs: &[Config]) -> Result<Vec<Registration>, Failure> {
+    until_healthy(configs).await?;
+    let mut instances = Vec::new();
+    for (number, home) in [configs.first(), configs.last()].into_iter().flatten().enumerate() {
+        let address = demo::serve(&format!("greeter-{}", number + 1)).await?;
+        let client = Client::connect([home.node.listen.to_string()]).await?;
+        instances.push(client.services().instance(demo::SERVICE, &address.to_string()).register().await?);
+    }
+    Ok(instances)
+}
+
 /// Waits until every node says that the cluster is whole.
 async fn until_healthy(configs: &[Config]) -> Result<(), Failure> {
     let deadline = Instant::now() + HEALTHY_PATIENCE;
@@ -188,6 +207,7 @@ fn welcome(configs: &[Config], folder: &Folder, took: Duration) {
     println!("\nTry, in another terminal:\n");
     println!("  {program} topic create orders --partitions 8");
     println!("  {program} publish orders --key customer-7 --data 'one espresso'");
-    println!("  {program} subscribe orders --from earliest\n");
+    println!("  {program} subscribe orders --from earliest");
+    println!("  {program} call {}/Greet --json '{{\"name\": \"you\"}}'\n", demo::SERVICE);
     println!("Ctrl-C stops it.");
 }

@@ -11,6 +11,7 @@ mod call;
 mod cluster;
 mod completion;
 mod config;
+mod demo;
 mod dev;
 mod encode;
 mod failure;
@@ -18,6 +19,7 @@ mod input;
 mod output;
 mod publish;
 mod server;
+mod service;
 mod shard;
 mod start;
 mod subscribe;
@@ -71,6 +73,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Topic(command) => topic::run(command, &server, &mut output).await?,
         Command::Publish(publish) => publish::run(*publish, &server, &mut output).await?,
         Command::Subscribe(subscribe) => subscribe::run(subscribe, &server, &mut output).await?,
+        Command::Service(command) => service::run(command, &server, &mut output).await?,
         Command::Call(call) => call::run(call, &server, &mut output).await?,
         Command::Cluster(command) => cluster::run(command, &server, &mut output).await?,
         Command::Ca(command) => ca::run(command, &mut output)?,

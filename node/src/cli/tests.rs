@@ -35,6 +35,13 @@ fn commands_that_scripts_rely_on_are_understood() {
         "weft cluster status --json",
         "weft cluster shards",
         "weft cluster transfer 3 n2",
+        "weft service register shop.Cart --address 127.0.0.1:80 --check grpc",
+        "weft service register shop --grpc-service a.B --grpc-service a.C --address h:80 --check http:/z --ttl 10s",
+        "weft service register a.B --address h:80 --tls --tls-ca f --tls-name n --metadata a=b --weight 7 --zone z",
+        "weft service deregister shop.Cart --address 127.0.0.1:80",
+        "weft service list",
+        "weft service describe shop.Cart --json",
+        "weft service configure shop.Cart --balance weighted --idempotent shop.Cart/*",
         "weft call shop.Cart",
         "weft call shop.Cart/Get --json {\"id\":1} --header a=b --timeout 2s",
         "weft call shop.Cart/Import --json -",
@@ -60,6 +67,9 @@ fn wrong_commands_are_refused_on_one_line() {
         ("weft topic create", "NAME"),
         ("weft cluster transfer x n1", "invalid"),
         ("weft dev --nodes 0", "1..=9"),
+        ("weft service register a.B --address h:1 --check http:z", "http:/PATH"),
+        ("weft service register a.B --address h:1 --tls-ca f", "--tls"),
+        ("weft service register a.B --address h:1 --metadata =v", "NAME=VALUE"),
         ("weft tpic list", "tpic"),
     ] {
         let error = parse(line).expect_err(line);

@@ -18,6 +18,7 @@ use crate::connect::{Connector, Patience};
 use crate::error::{Error, Retry};
 use crate::keeper::{self, Connection, Link};
 use crate::producer::ProducerBuilder;
+use crate::services::Services;
 use crate::subscriber::SubscriberBuilder;
 use crate::topics::Topics;
 
@@ -159,6 +160,11 @@ impl Client {
     /// The members, shards and state of the cluster.
     pub fn cluster(&self) -> Cluster {
         Cluster::new(self.clone())
+    }
+
+    /// The services of this client's namespace.
+    pub fn services(&self) -> Services {
+        Services::new(self.clone())
     }
 
     /// An idempotent, batching producer for one topic.

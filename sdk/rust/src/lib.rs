@@ -6,6 +6,7 @@
 //! - [`Producer`]: idempotent, ordered per partition, packs the final bytes of each batch itself;
 //! - [`Observer`]: every event of a topic, from now, from the earliest or from an offset;
 //! - [`Consumer`]: a member of a durable group, with explicit acks;
+//! - [`Services`]: registers instances and keeps them registered (calls need no SDK);
 //! - [`Topics`] and [`Cluster`]: what there is, and where.
 //!
 //! ```no_run
@@ -29,6 +30,7 @@ mod keeper;
 
 pub mod cluster;
 pub mod producer;
+pub mod services;
 pub mod subscriber;
 pub mod topics;
 
@@ -37,11 +39,13 @@ pub use cluster::Cluster;
 pub use connect::{Connector, Io};
 pub use error::{Error, ErrorCode, Retry};
 pub use producer::{EventReceipt, Pending, Producer, ProducerBuilder, Published};
+pub use services::{InstanceBuilder, Registration, Services};
 pub use subscriber::{Consumer, Delivery, Handle, Observed, ObservedBatch, Observer, StartAt, SubscriberBuilder};
 pub use topics::Topics;
+pub use weft_proto::v1::health_check;
 pub use weft_proto::v1::{
-    Ack, ClusterStatus, Event, GroupDescription, Member, MemberState, PartitionDescription, Receipt, Shard, Topic,
-    TopicDescription, Version,
+    Ack, Balance, ClusterStatus, Event, GroupDescription, HealthCheck, Instance, Member, MemberState,
+    PartitionDescription, Receipt, Service, ServiceDescription, Shard, Topic, TopicDescription, Version,
 };
 
 /// An event with a key and data, all else empty.
