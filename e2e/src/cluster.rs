@@ -110,6 +110,30 @@ impl Cluster {
         Ok(())
     }
 
+    /// SIGTERM, and waits until the node has ended by itself.
+    ///
+    /// # Errors
+    /// It has not ended in `patience`, or not with exit code 0.
+    pub async fn terminate(&mut self, index: usize, patience: Duration) -> Result<()> {
+        let node = &mut self.nodes[index];
+        let mut process = node.process.take().context("the node runs")?;
+        let pid = i32::try_from(process.id()).ok().and_then(rustix::process::Pid::from_raw).context("its id")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).context("tell a node to stop")?;
+        let deadline = Instant::now() + patience;
+        loop {
+            match process.try_wait()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("{} was told to stop and ended with {status}", node.name),
+                None if Instant::now() > deadline => {
+                    process.kill()?;
+                    process.wait()?;
+                    bail!("{} was told to stop and still ran after {patience:?}", node.name);
+                }
+                None => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    }
+
     /// Waits until a live node says that every shard has an owner and every replica is caught up.
     pub async fn wait_healthy(&mut self, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;

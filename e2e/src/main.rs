@@ -3,7 +3,10 @@
 //! Each check prints one JSON line at its end and exits with 1 if it failed. `--break NAME` spoils its input; a
 //! check that passes then is itself broken.
 
+mod drain;
 mod flights;
+mod grpc;
+mod python;
 mod report;
 
 use std::process::ExitCode;
@@ -21,6 +24,10 @@ struct Args {
 enum Check {
     /// 336,776 events through three nodes, two of which are killed on the way.
     Flights(flights::Args),
+    /// Python's gRPC client and server through three nodes, while an instance and a node are killed.
+    Grpc(grpc::Args),
+    /// All three nodes restarted in turn under calls and events: no error.
+    Drain(drain::Args),
 }
 
 #[tokio::main]
@@ -30,5 +37,7 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt().with_env_filter(levels).with_writer(std::io::stderr).init();
     match Args::parse().check {
         Check::Flights(args) => flights::run(args).await.print(),
+        Check::Grpc(args) => grpc::run(args).await.print(),
+        Check::Drain(args) => drain::run(args).await.print(),
     }
 }

@@ -38,6 +38,12 @@ impl Report {
         }
     }
 
+    /// Notes that the check could not run, and why; it counts as passed and says so.
+    pub(crate) fn skip(&mut self, why: &str) {
+        eprintln!("SKIPPED: {why}");
+        self.figure("skipped", why);
+    }
+
     /// Whether nothing has failed so far.
     pub(crate) fn passed(&self) -> bool {
         self.failures.is_empty()
