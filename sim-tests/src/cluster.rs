@@ -42,6 +42,7 @@ pub struct Cluster<'a> {
     addresses: Vec<IpAddr>,
     clients: IpAddr,
     down: Vec<bool>,
+    disks_lie: bool,
     restarts: Vec<u32>,
     due: Vec<(Duration, Due)>,
     dice: StdRng,
@@ -58,6 +59,8 @@ enum Due {
     Calm,
     Latency,
     Unhang(usize),
+    Unfail(usize),
+    Unfill(usize),
     Fault(Fault),
 }
 
@@ -81,10 +84,12 @@ impl<'a> Cluster<'a> {
         make_certificates(&controls, &addresses)?;
         let ended = Ended::default();
         for (node, control) in controls.iter().enumerate() {
-            control.disk.set_faults(|faults| faults.lies = plan.disks_lie);
             let config = config(plan, node, &addresses);
             let (control, ended) = (control.clone(), ended.clone());
             sim.host(names[node].as_str(), move || life(node, config.clone(), control.clone(), ended.clone()));
+        }
+        for late in &addresses[plan.founders()..] {
+            sim.crash(*late);
         }
         let due = plan.faults.iter().map(|(at, fault)| (*at, Due::Fault(fault.clone()))).collect();
         Ok(Cluster {
@@ -95,7 +100,8 @@ impl<'a> Cluster<'a> {
             network: Network::default(),
             addresses,
             clients,
-            down: vec![false; plan.nodes],
+            down: (0..plan.nodes).map(|node| node >= plan.founders()).collect(),
+            disks_lie: plan.disks_lie,
             restarts: vec![0; plan.nodes],
             due,
             dice: StdRng::seed_from_u64(plan.seed ^ 0xD1CE),
@@ -111,6 +117,9 @@ impl<'a> Cluster<'a> {
     pub fn begin(&mut self) {
         let now = self.sim.elapsed();
         self.due.iter_mut().for_each(|(at, _)| *at += now);
+        for control in &self.controls {
+            control.disk.set_faults(|faults| faults.lies = self.disks_lie);
+        }
     }
 
     /// One tick: removes what has aborted, does what is due (`storm`: faults too), and runs everyone.
@@ -140,7 +149,7 @@ impl<'a> Cluster<'a> {
         Ok(finished)
     }
 
-    /// Ends all faults and starts all nodes.
+    /// Ends all faults and starts all nodes that have been there.
     pub fn heal(&mut self) {
         self.note("heal");
         for (_, due) in std::mem::take(&mut self.due) {
@@ -218,6 +227,10 @@ impl<'a> Cluster<'a> {
             Due::Calm => self.set_loss(0, 0),
             Due::Latency => self.set_latency(LATENCY.1),
             Due::Unhang(node) => self.controls[node].disk.set_faults(|faults| faults.hangs = false),
+            Due::Unfail(node) => self.controls[node].disk.set_faults(|faults| faults.fails = false),
+            Due::Unfill(node) => self.controls[node].disk.set_faults(|faults| {
+                faults.capacity = crate::disk::Faults::default().capacity;
+            }),
         }
     }
 
@@ -261,7 +274,17 @@ impl<'a> Cluster<'a> {
                 self.set_latency(up_to);
                 self.later(lasts, Due::Latency);
             }
-            Fault::BitFlip { node, dice } => self.flip_bit(node, dice),
+            Fault::BitFlip { node, dice } => self.rot(node, dice, &["seg", "wal"], 1),
+            Fault::RottenSegments { node, dice } => self.rot(node, dice, &["seg"], usize::MAX),
+            Fault::FailingDisk { node, lasts } => {
+                self.controls[node].disk.set_faults(|faults| faults.fails = true);
+                self.later(lasts, Due::Unfail(node));
+            }
+            Fault::FullDisk { node, room, lasts } => {
+                self.controls[node].disk.leave_room(room);
+                self.later(lasts, Due::Unfill(node));
+            }
+            Fault::Join { node } => self.carry_out(Due::Start(node)),
             Fault::HungDisk { node, lasts } => {
                 self.controls[node].disk.set_faults(|faults| faults.hangs = true);
                 self.later(lasts, Due::Unhang(node));
@@ -286,8 +309,8 @@ impl<'a> Cluster<'a> {
         self.later(away, Due::Unblock(dark, everyone));
     }
 
-    /// Power off, one bit flipped in a file that holds events or the log, power on.
-    fn flip_bit(&mut self, node: usize, seed: u64) {
+    /// Power off, one bit flipped in each of some files that hold events or the log, power on.
+    fn rot(&mut self, node: usize, seed: u64, extensions: &[&str], files_max: usize) {
         if self.down[node] {
             return;
         }
@@ -296,14 +319,14 @@ impl<'a> Cluster<'a> {
         let disk = &self.controls[node].disk;
         let holds_data = |path: &PathBuf| {
             let extension = path.extension().and_then(|extension| extension.to_str());
-            path.starts_with(DATA) && matches!(extension, Some("seg" | "wal"))
+            path.starts_with(DATA) && extension.is_some_and(|extension| extensions.contains(&extension))
         };
-        let files: Vec<(PathBuf, u64)> =
+        let mut files: Vec<(PathBuf, u64)> =
             disk.files().into_iter().filter(|(path, bytes)| holds_data(path) && *bytes > 0).collect();
-        if !files.is_empty() {
-            let (path, bytes) = &files[dice.random_range(0..files.len())];
-            let at = dice.random_range(0..*bytes);
-            if disk.flip(path, at, dice.random_range(0..8)).is_ok() {
+        for _ in 0..files_max.min(files.len()) {
+            let (path, bytes) = files.remove(dice.random_range(0..files.len()));
+            let at = dice.random_range(0..bytes);
+            if disk.flip(&path, at, dice.random_range(0..8)).is_ok() {
                 self.note(&format!("{}: a bit of {} at {at} has flipped", self.controls[node].name, path.display()));
             }
         }
@@ -365,7 +388,7 @@ fn config(plan: &Plan, node: usize, addresses: &[IpAddr]) -> Config {
     config.tls.ca = "/tls/ca.pem".into();
     config.tls.cert = "/tls/node.pem".into();
     config.tls.key = "/tls/node.key".into();
-    config.raft.bootstrap_expect = plan.nodes as u32;
+    config.raft.bootstrap_expect = plan.founders() as u32;
     config.raft.shards = plan.shards;
     config.raft.replication = 3;
     config.storage.journal_slot_bytes = ByteSize::kib(256);

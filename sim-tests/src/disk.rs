@@ -1,7 +1,7 @@
 //! A disk in memory that loses what was not synced.
 //!
 //! Power loss: of each file, any subset of the 512-byte blocks written since its last sync survives; of the
-//! changes to folders that no `sync_dir` covers, a prefix does. A kill keeps everything: the page cache outlives
+//! changes to folders that no `sync_dir` covers, a prefix does; of a disk that lies, nothing does. A kill keeps everything: the page cache outlives
 //! the process. Faults (a flipped bit, a disk that lies about sync, hangs, fails or is full) are set, and contents
 //! read, from outside the simulated host; that is why this is not turmoil's file system.
 
@@ -109,13 +109,14 @@ impl Inode {
         self.synced_len = self.data.len() as u64;
     }
 
-    fn lose_power(&mut self, dice: &mut StdRng) {
-        let len = if dice.random_bool(0.5) { self.data.len() } else { self.synced_len as usize };
+    /// Each block written since the last sync survives with the probability `kept`.
+    fn lose_power(&mut self, dice: &mut StdRng, kept: f64) {
+        let len = if dice.random_bool(kept) { self.data.len() } else { self.synced_len as usize };
         self.data.resize(self.data.len().max(self.synced_len as usize), 0);
         for (block, old) in std::mem::take(&mut self.before) {
             let start = (block * BLOCK).min(self.data.len());
             let end = (start + BLOCK).min(self.data.len());
-            if dice.random_bool(0.5) {
+            if !dice.random_bool(kept) {
                 self.data[start..end].copy_from_slice(&old[..end - start]);
             }
         }
@@ -211,8 +212,10 @@ impl SimDisk {
     pub fn lose_power(&self, dice: &mut StdRng) {
         self.process_gone();
         let mut state = self.state();
-        let kept = dice.random_range(0..=state.unsynced.len());
-        for changes in state.unsynced.split_off(kept).into_iter().rev() {
+        // A disk that lies has a cache of its own, and loses the whole of it.
+        let lies = state.faults.lies;
+        let names_kept = if lies { 0 } else { dice.random_range(0..=state.unsynced.len()) };
+        for changes in state.unsynced.split_off(names_kept).into_iter().rev() {
             for Change { path, before } in changes.into_iter().rev() {
                 if before.is_none() {
                     // A folder that never was takes with it what is in it.
@@ -226,7 +229,7 @@ impl SimDisk {
         }
         state.unsynced.clear();
         let State { inodes, names, .. } = &mut *state;
-        inodes.values_mut().for_each(|inode| inode.lose_power(dice));
+        inodes.values_mut().for_each(|inode| inode.lose_power(dice, if lies { 0.0 } else { 0.5 }));
         let named: BTreeSet<u64> = names
             .values()
             .filter_map(|entry| if let Entry::File(inode) = entry { Some(*inode) } else { None })
@@ -237,6 +240,12 @@ impl SimDisk {
     /// Changes what is wrong with the disk.
     pub fn set_faults(&self, change: impl FnOnce(&mut Faults)) {
         change(&mut self.state().faults);
+    }
+
+    /// Makes the disk so small that so many bytes more fit.
+    pub fn leave_room(&self, bytes: u64) {
+        let mut state = self.state();
+        state.faults.capacity = state.used() + bytes;
     }
 
     /// What is wrong with the disk.

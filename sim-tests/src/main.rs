@@ -11,8 +11,13 @@ use clap::{Parser, Subcommand};
 use weft_sim::plan::Plan;
 use weft_sim::run::{Outputs, Verdict, run};
 
-/// A run takes seconds; one that takes this long will not end. It says little, so its pipes do not fill.
-const RUN_MAX: Duration = Duration::from_secs(60);
+/// A run takes seconds; one that has worked for this long will not end. It says little, so its pipes do not fill.
+const WORK_MAX: Duration = Duration::from_secs(120);
+/// A run that has not worked at all for this long waits for what will not come. However loaded the machine is, a run
+/// that can go on gets its turn.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+/// Clock ticks per second in /proc: the same on every Linux.
+const TICKS_PER_S: f64 = 100.0;
 
 #[derive(Parser)]
 #[command(about = "Simulated Weft clusters")]
@@ -95,6 +100,15 @@ fn code(verdict: &Verdict) -> ExitCode {
     if verdict.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// How long a process has worked: the processor's time, which a loaded machine does not stretch.
+fn cpu_time(process: u32) -> Option<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The command's name, in parentheses, may hold anything; user and system time are fields 14 and 15.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks = |field: usize| fields.split_whitespace().nth(field)?.parse::<f64>().ok();
+    Some(Duration::from_secs_f64((ticks(11)? + ticks(12)?) / TICKS_PER_S))
+}
+
 /// Runs one seed in a process of its own; returns whether it passed, and its line of JSON.
 fn child(seed: u64, calm: bool) -> Result<(bool, String)> {
     let mut command = Command::new(std::env::current_exe().context("find this executable")?);
@@ -103,12 +117,17 @@ fn child(seed: u64, calm: bool) -> Result<(bool, String)> {
         command.arg("--calm");
     }
     let mut process = command.stdout(Stdio::piped()).spawn().context("start a run")?;
-    let started = Instant::now();
+    let (mut worked, mut since) = (Duration::ZERO, Instant::now());
     while process.try_wait().context("wait for a run")?.is_none() {
-        if started.elapsed() > RUN_MAX {
+        // It may have ended since it was looked at.
+        let now = cpu_time(process.id()).unwrap_or(worked);
+        if now > worked {
+            (worked, since) = (now, Instant::now());
+        }
+        if worked > WORK_MAX || since.elapsed() > IDLE_MAX {
             process.kill().context("end a run")?;
             process.wait().context("end a run")?;
-            return Ok((false, format!("no end after {RUN_MAX:?}: the simulation loops or waits for a lock")));
+            return Ok((false, format!("no end after {worked:?} of work: the simulation loops or waits for a lock")));
         }
         std::thread::sleep(Duration::from_millis(20));
     }

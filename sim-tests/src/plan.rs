@@ -15,6 +15,8 @@ pub struct Plan {
     pub seed: u64,
     /// 3 to 7.
     pub nodes: usize,
+    /// So many of them, the last ones, are no founders: they start when a fault lets them join.
+    pub late: usize,
     /// Shards of the cluster.
     pub shards: u32,
     /// Partitions of the workload's topic.
@@ -23,7 +25,7 @@ pub struct Plan {
     pub faults: Vec<(Duration, Fault)>,
     /// How long the workload goes on after the cluster is up.
     pub storm: Duration,
-    /// Syncs of all disks say yes and do nothing.
+    /// Syncs of all disks say yes and do nothing, from the storm's begin on.
     pub disks_lie: bool,
 }
 
@@ -46,6 +48,14 @@ pub enum Fault {
     Delay { up_to: Duration, lasts: Duration },
     /// One bit of a file of the journal or of a segment flips, while the process is down.
     BitFlip { node: usize, dice: u64 },
+    /// One bit of each segment file flips, while the process is down.
+    RottenSegments { node: usize, dice: u64 },
+    /// Writes and syncs of a disk fail: EIO.
+    FailingDisk { node: usize, lasts: Duration },
+    /// A disk has room for so many bytes more: ENOSPC.
+    FullDisk { node: usize, room: u64, lasts: Duration },
+    /// A node that is no founder starts for the first time.
+    Join { node: usize },
     /// Work on a disk does not return.
     HungDisk { node: usize, lasts: Duration },
     /// A node's wall clock jumps.
@@ -62,8 +72,10 @@ impl Fault {
             | Fault::OneWay { lasts, .. }
             | Fault::Loss { lasts, .. }
             | Fault::Delay { lasts, .. }
+            | Fault::FailingDisk { lasts, .. }
+            | Fault::FullDisk { lasts, .. }
             | Fault::HungDisk { lasts, .. } => *lasts,
-            Fault::BitFlip { .. } => Duration::from_secs(1),
+            Fault::BitFlip { .. } | Fault::RottenSegments { .. } | Fault::Join { .. } => Duration::from_secs(1),
             Fault::Clock { .. } => Duration::ZERO,
         }
     }
@@ -80,6 +92,7 @@ impl Plan {
         let mut plan = Plan {
             seed,
             nodes,
+            late: 0,
             shards: [4, 8][dice.random_range(0..2)],
             partitions: dice.random_range(2..=6),
             faults: Vec::new(),
@@ -87,6 +100,10 @@ impl Plan {
             disks_lie: false,
         };
         plan.draw_faults(&mut dice);
+        // Dice of their own, so that the other seeds stay what they were.
+        if seed % 4 == 3 {
+            plan.draw_disk_faults(&mut StdRng::seed_from_u64(seed ^ 0xD15C));
+        }
         plan
     }
 
@@ -95,6 +112,7 @@ impl Plan {
         Plan {
             seed,
             nodes: 3,
+            late: 0,
             shards: 4,
             partitions: 3,
             faults: Vec::new(),
@@ -117,6 +135,23 @@ impl Plan {
             at += Duration::from_millis(dice.random_range(100..2_500));
         }
         self.storm = self.storm.max(at);
+    }
+
+    /// A disk that fails or fills, into whatever else happens.
+    fn draw_disk_faults(&mut self, dice: &mut StdRng) {
+        for _ in 0..dice.random_range(1..3) {
+            let node = dice.random_range(0..self.nodes);
+            let at = Duration::from_millis(dice.random_range(500..14_000));
+            let lasts = Duration::from_millis(dice.random_range(300..5_000));
+            let fault = match dice.random_range(0..3) {
+                0 => Fault::FailingDisk { node, lasts },
+                // Below the watermark, with room for what is under way.
+                1 => Fault::FullDisk { node, room: dice.random_range(256 << 10..1 << 20), lasts },
+                _ => Fault::FullDisk { node, room: dice.random_range(0..64 << 10), lasts },
+            };
+            self.faults.push((at, fault));
+        }
+        self.faults.sort_by_key(|(at, _)| *at);
     }
 
     fn draw(&self, dice: &mut StdRng, rotted: &mut bool) -> Fault {
@@ -163,8 +198,17 @@ impl Plan {
         jumped.collect::<std::collections::BTreeSet<_>>().len() <= 1
     }
 
+    /// Nodes that found the cluster.
+    pub fn founders(&self) -> usize {
+        self.nodes - self.late
+    }
+
     /// Whether a node's disk has rotted in this run: it may end fenced.
     pub fn rots(&self, node: usize) -> bool {
-        self.faults.iter().any(|(_, fault)| matches!(fault, Fault::BitFlip { node: hit, .. } if *hit == node))
+        let rot = |fault: &Fault| match fault {
+            Fault::BitFlip { node: hit, .. } | Fault::RottenSegments { node: hit, .. } => *hit == node,
+            _ => false,
+        };
+        self.faults.iter().any(|(_, fault)| rot(fault))
     }
 }

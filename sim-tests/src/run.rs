@@ -41,6 +41,9 @@ pub struct Verdict {
     pub seconds: f64,
     /// What broke a promise, or kept the run from its end.
     pub broken: Vec<String>,
+    /// All that happened.
+    #[serde(skip)]
+    pub history: Vec<Entry>,
 }
 
 /// Where a run leaves what it saw.
@@ -85,6 +88,7 @@ pub fn run(plan: &Plan, outputs: &Outputs) -> Result<Verdict> {
         simulated_s,
         seconds: (started.elapsed().as_secs_f64() * 10.0).round() / 10.0,
         broken: shortened(broken),
+        history: entries,
     })
 }
 

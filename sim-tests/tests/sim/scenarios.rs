@@ -1,0 +1,156 @@
+//! Runs with chosen faults, each for one thing that must hold.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use weft_sim::history::What;
+use weft_sim::plan::{Fault, Plan};
+use weft_sim::run::{Outputs, Verdict, run};
+
+const fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+/// Three nodes, four shards, three partitions and these faults.
+fn plan(seed: u64, storm: Duration, faults: Vec<(Duration, Fault)>) -> Plan {
+    Plan { storm, faults, ..Plan::calm(seed) }
+}
+
+/// On a thread of its own, since the seed belongs to the thread.
+fn play(plan: Plan) -> Verdict {
+    let verdict = std::thread::spawn(move || run(&plan, &Outputs::default())).join().expect("the simulation ends");
+    verdict.expect("no file is involved")
+}
+
+fn sound(plan: Plan) -> Verdict {
+    let verdict = play(plan);
+    assert!(verdict.broken.is_empty(), "{:#?}", verdict.broken);
+    verdict
+}
+
+/// When the harness noted something that contains `text` for the first time.
+fn noted(verdict: &Verdict, text: &str) -> Option<Duration> {
+    verdict.history.iter().find_map(|entry| match &entry.what {
+        What::Fault { text: note } if note.contains(text) => Some(Duration::from_micros(entry.at_us)),
+        _ => None,
+    })
+}
+
+/// The longest time that a partition went without a receipt, from `from` to the end of the storm.
+fn longest_gap(verdict: &Verdict, from: Duration) -> Duration {
+    let end = noted(verdict, "heal").expect("the storm ends");
+    let mut last: BTreeMap<u32, Duration> = BTreeMap::new();
+    let mut longest = Duration::ZERO;
+    for entry in &verdict.history {
+        let at = Duration::from_micros(entry.at_us);
+        let What::PublishOk { partition, .. } = entry.what else { continue };
+        if at >= from && at <= end {
+            longest = longest.max(at - *last.get(&partition).unwrap_or(&from));
+            last.insert(partition, at);
+        }
+    }
+    last.values().fold(longest, |longest, last| longest.max(end - *last))
+}
+
+/// As it must: what such disks have confirmed is not there.
+#[test]
+fn p1_breaks_when_disks_lie_and_a_majority_loses_power() {
+    let power = Fault::PowerLoss { nodes: vec![0, 1, 2], away: ms(300) };
+    let verdict = play(Plan { disks_lie: true, ..plan(1, ms(6_000), vec![(ms(3_000), power)]) });
+    let confirmed = |line: &String| line.starts_with("P1: ") && line.contains("has a receipt for");
+    assert!(verdict.broken.iter().any(confirmed), "{:#?}", verdict.broken);
+}
+
+/// Nobody knows a leader then, and nobody's verdict says that one has died.
+#[test]
+fn after_a_power_loss_of_all_nodes_the_groups_elect_at_once() {
+    let power = Fault::PowerLoss { nodes: vec![0, 1, 2], away: ms(300) };
+    let verdict = sound(plan(2, ms(12_000), vec![(ms(3_000), power)]));
+    let dark = noted(&verdict, "PowerLoss").expect("the power fails");
+    let gap = longest_gap(&verdict, dark);
+    assert!(gap < ms(4_000), "{gap:?}; Raft's own election takes 6 s at least");
+}
+
+/// The second to die leads while the first, which has just come back, has heard of no leader yet.
+#[test]
+fn a_survivor_that_knows_no_leader_stands_too() {
+    for (seed, first) in [(3, 0), (4, 1), (5, 2)] {
+        let second = (first + 1) % 3;
+        let faults = vec![
+            (ms(3_000), Fault::Kill { node: first, away: ms(300) }),
+            (ms(3_350), Fault::Kill { node: second, away: ms(6_000) }),
+        ];
+        let verdict = sound(plan(seed, ms(9_000), faults));
+        let killed = noted(&verdict, "Kill").expect("a node is killed");
+        let gap = longest_gap(&verdict, killed);
+        assert!(gap < ms(3_000), "{gap:?}; Raft's own election takes 6 s at least");
+    }
+}
+
+/// A node joins, replicas move to it, and where a leader's replica moves, the leader hands over first.
+#[test]
+fn a_leader_that_is_moved_away_hands_over_first() {
+    let nodes = Plan { nodes: 4, late: 1, shards: 8, partitions: 6, ..Plan::calm(0) };
+    let verdict =
+        sound(Plan { seed: 6, storm: ms(12_000), faults: vec![(ms(2_000), Fault::Join { node: 3 })], ..nodes });
+    let joined = noted(&verdict, "n4 starts").expect("a node joins");
+    let moved = verdict.history.iter().any(|entry| matches!(&entry.what, What::Owner { owner, .. } if owner == "n4"));
+    assert!(moved, "the new node leads something in the end");
+    let gap = longest_gap(&verdict, joined);
+    assert!(gap < ms(1_000), "a hand-over is no failover: {gap:?}");
+    let failed = verdict.history.iter().find(|entry| matches!(entry.what, What::PublishFail { .. }));
+    assert!(failed.is_none(), "{failed:?}");
+}
+
+#[test]
+fn a_disk_that_fails_ends_its_node() {
+    let fault = Fault::FailingDisk { node: 0, lasts: ms(2_000) };
+    let verdict = sound(plan(7, ms(9_000), vec![(ms(2_000), fault)]));
+    assert!(noted(&verdict, "n1 ended: aborted: ").is_some(), "a write that fails is not tried again");
+}
+
+#[test]
+fn full_disks_refuse_publishes_and_lose_nothing() {
+    let full = |node| (ms(2_000), Fault::FullDisk { node, room: 768 << 10, lasts: ms(6_000) });
+    let verdict = sound(plan(8, ms(14_000), vec![full(0), full(1), full(2)]));
+    let when = |wanted: fn(&What) -> bool| {
+        verdict.history.iter().rev().find(|entry| wanted(&entry.what)).map(|entry| Duration::from_micros(entry.at_us))
+    };
+    let refused = when(|what| matches!(what, What::PublishFail { error, .. } if error.contains("disk")));
+    let refused = refused.expect("publishes are refused at the watermark");
+    let taken = when(|what| matches!(what, What::PublishOk { .. })).expect("publishes are taken");
+    assert!(refused < taken, "and taken again when there is room");
+    assert!(noted(&verdict, "ended").is_none(), "the watermark keeps room for what is under way");
+}
+
+#[test]
+fn a_disk_without_room_for_the_journal_ends_its_node_and_loses_nothing() {
+    let full = Fault::FullDisk { node: 0, room: 0, lasts: ms(4_000) };
+    sound(plan(9, ms(10_000), vec![(ms(2_000), full)]));
+}
+
+/// The owner meets the damage when it is read, and leaves the shard to those that have it whole.
+#[test]
+fn rotten_segments_are_read_elsewhere() {
+    let verdict = sound(plan(10, ms(6_000), vec![(ms(3_000), Fault::RottenSegments { node: 0, dice: 1 })]));
+    assert!(noted(&verdict, "has flipped").is_some(), "the node had segments");
+}
+
+/// The clients lose every node, and what they have sent meanwhile comes at once when they are back.
+#[test]
+fn what_waited_for_a_connection_is_taken_once_and_in_order() {
+    let faults = vec![(ms(2_000), Fault::Partition { side: vec![0, 1, 2], clients: true, lasts: ms(4_000) })];
+    let verdict = sound(Plan { partitions: 6, ..plan(11, ms(9_000), faults) });
+    let (cut, back) = (noted(&verdict, "Partition").expect("a cut"), noted(&verdict, "pass again").expect("its end"));
+    let mut waited = std::collections::BTreeSet::new();
+    let mut answered = 0;
+    for entry in verdict.history.iter().filter(|entry| entry.who == "producer-0") {
+        let at = Duration::from_micros(entry.at_us);
+        match entry.what {
+            What::PublishInvoke { id, .. } if at > cut && at < back => drop(waited.insert(id)),
+            What::PublishOk { id, .. } if waited.contains(&id) => answered += 1,
+            _ => {}
+        }
+    }
+    assert!(waited.len() > 64 && answered == waited.len(), "{answered} of {} have receipts", waited.len());
+}
