@@ -7,6 +7,7 @@ pub mod clock;
 pub mod delivery;
 pub mod errors;
 pub mod hashing;
+pub mod home;
 pub mod ids;
 pub mod membership;
 pub mod placement;

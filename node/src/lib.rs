@@ -82,6 +82,7 @@ struct Node {
     links: Links,
     gossip: Gossip,
     rafts: Rafts,
+    instances: Instances,
     stopping: Stopping,
 }
 
@@ -144,7 +145,12 @@ impl Node {
             tasks.clone(),
         );
         rafts.serve(shards.clone()).await.context("start the shards")?;
-        let instances = Instances::new(registry.clone(), links.clone());
+        let instances =
+            Instances::start(host.clone(), tasks.clone(), registry.clone(), links.clone(), config.instances.clone());
+        for service in &config.services {
+            let put = service.registration().map_err(anyhow::Error::msg).context("a service of the configuration")?;
+            instances.register_at_start(put, service.tls_ca.clone());
+        }
         links.serve(Arc::new(Peer::new(rafts.clone(), shards.clone(), gossip.clone(), instances.clone())));
 
         let forward = Forward::new(
@@ -165,10 +171,11 @@ impl Node {
             shards.metrics().register(registry);
             forward.metrics().register(registry);
             events.metrics().register(registry);
+            instances.metrics().register(registry);
         });
 
         let stopping = Stopping::default();
-        let services = services::Drivers { instances, registry: registry.clone() };
+        let services = services::Drivers { instances: instances.clone(), registry: registry.clone() };
         let services = Services::new(Arc::new(services), view.clone());
         let drivers = Drivers { registry, rafts: rafts.clone(), forward };
         let status = Status::new(Arc::new(drivers), view.clone(), stopping.doors.clone());
@@ -179,7 +186,7 @@ impl Node {
         let (replicas, draining) = (Arc::new(rafts.clone()), stopping.draining.clone());
         let admin = Admin::new(host, metrics, view, replicas, draining, config.admin.clone());
         admin.serve(doors.admin, &tasks, stopping.doors.clone());
-        Ok(Node { tasks, storage, links, gossip, rafts, stopping })
+        Ok(Node { tasks, storage, links, gossip, rafts, instances, stopping })
     }
 
     /// Drains, then stops from the doors inwards; after this the data folder is free.
@@ -187,6 +194,7 @@ impl Node {
         tracing::info!("stopping");
         self.stopping.draining.cancel();
         self.rafts.drain(patience / 2).await;
+        self.instances.leave().await;
         self.stopping.doors.cancel();
         self.gossip.leave().await;
         self.rafts.stop().await;

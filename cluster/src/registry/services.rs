@@ -5,6 +5,7 @@ mod check;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 use weft_proto::internal::v1::registry_outcome::Outcome;
 use weft_proto::internal::v1::{
     ConfigureService, InstanceHealth, InstanceRecord, PutInstance, RehomeInstances, RemoveInstance, ServiceRecord,
@@ -88,6 +89,19 @@ impl State {
     /// All instances, by id.
     pub fn instances(&self) -> impl Iterator<Item = &Arc<InstanceRecord>> {
         self.instances.values()
+    }
+
+    /// What has become of the instances since `older`: each that differs, as it was and as it is. Costs only what it
+    /// returns while the two share most of their trees.
+    pub fn instances_since<'a>(
+        &'a self,
+        older: &'a State,
+    ) -> impl Iterator<Item = (Option<&'a Arc<InstanceRecord>>, Option<&'a Arc<InstanceRecord>>)> {
+        older.instances.diff(&self.instances).map(|item| match item {
+            DiffItem::Add(_, new) => (None, Some(new)),
+            DiffItem::Update { old: (_, old), new: (_, new) } => (Some(old), Some(new)),
+            DiffItem::Remove(_, old) => (Some(old), None),
+        })
     }
 
     /// The instances of a service, in the order of their addresses.

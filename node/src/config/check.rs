@@ -1,6 +1,6 @@
 //! Checks across fields, and the list of all keys.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::Config;
@@ -47,11 +47,13 @@ impl Config {
         self.gossip.check().map_err(told)?;
         self.shards.check().map_err(told)?;
         self.forward.check().map_err(told)?;
+        self.instances.check().map_err(told)?;
         self.events.check().map_err(told)?;
         self.admin.check().map_err(told)?;
         self.raft.check().map_err(told)?;
         self.api.check().map_err(told)?;
-        self.check_storage()
+        self.check_storage()?;
+        self.check_services()
     }
 
     fn check_node(&self) -> Result<(), ConfigError> {
@@ -111,6 +113,18 @@ impl Config {
         }
         if !matches!(raft.replication, 1 | 3 | 5 | 7) {
             return wrong("raft.replication", format!("is {}, but must be 1, 3, 5 or 7", raft.replication));
+        }
+        Ok(())
+    }
+
+    fn check_services(&self) -> Result<(), ConfigError> {
+        let mut places = BTreeSet::new();
+        for (number, service) in self.services.iter().enumerate() {
+            let key = format!("services[{number}]");
+            let put = service.registration().or_else(|reason| wrong(&key, reason))?;
+            if !places.insert((put.namespace, put.service, service.address.clone())) {
+                return wrong(&key, format!("{} at {} is there twice", service.name, service.address));
+            }
         }
         Ok(())
     }

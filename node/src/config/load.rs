@@ -99,6 +99,8 @@ fn key_of(variable: &str) -> Result<Option<String>, ConfigError> {
     let slip = keys.iter().find(|key| key.replace('.', "_") == name.to_lowercase());
     match slip {
         None => Ok(None),
+        // A key without a section.
+        Some(key) if !key.contains('.') => Ok(Some(key.clone())),
         Some(key) => Err(ConfigError {
             place: variable.to_owned(),
             key: key.clone(),

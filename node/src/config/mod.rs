@@ -5,15 +5,18 @@
 mod check;
 mod load;
 mod sections;
+mod services;
 
 use serde::{Deserialize, Serialize};
 
 pub use check::ConfigError;
 pub use load::{Sources, load};
 pub use sections::{LogConfig, LogFormat, NodeConfig, TlsConfig};
+pub use services::ServiceConfig;
 
 use crate::drivers::forward::ForwardConfig;
 use crate::drivers::gossip::GossipConfig;
+use crate::drivers::instances::InstancesConfig;
 use crate::drivers::link::LinkConfig;
 use crate::drivers::raft::RaftConfig;
 use crate::drivers::shard::ShardConfig;
@@ -26,6 +29,8 @@ use crate::gateways::events::EventsConfig;
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// Instances that this node registers when it starts.
+    pub services: Vec<ServiceConfig>,
     /// Who this node is and where it listens.
     pub node: NodeConfig,
     /// Its certificates: links use mTLS always.
@@ -46,6 +51,8 @@ pub struct Config {
     pub shards: ShardConfig,
     /// The way of publishes and deliveries to owners.
     pub forward: ForwardConfig,
+    /// The instances whose home this node is.
+    pub instances: InstancesConfig,
     /// The gateway of publishes and subscriptions.
     pub events: EventsConfig,
     /// What is logged, and how.

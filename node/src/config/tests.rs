@@ -32,6 +32,14 @@ fn wrong_files_are_refused_with_file_key_and_what_would_be_right() {
         ("[raft]\nreplication = 2", vec!["raft.replication:", "1, 3, 5 or 7"]),
         ("[log]\nformat = \"xml\"", vec!["weft.toml: log.format:", "`xml`", "`text`", "`json`"]),
         ("[api]\nmessage_bytes_max = \"1 KiB\"", vec!["api.message_bytes_max", "1.0 KiB", "9.0 MiB"]),
+        ("[[services]]\nname = \"shop.Cart\"", vec!["services[0]:", "host:port"]),
+        ("[[services]]\nname = \"shop.Cart\"\nadress = \"h:1\"", vec!["services", "adress"]),
+        ("[[services]]\nname = \"s\"\naddress = \"h:1\"\ncheck = \"ping\"", vec!["services[0]:", "grpc:NAME"]),
+        ("[[services]]\nname = \"s\"\naddress = \"h:1\"\ntls_name = \"h\"", vec!["services[0]:", "tls"]),
+        (
+            "[[services]]\nname=\"s\"\naddress=\"h:1\"\n[[services]]\nname=\"s\"\naddress=\"h:1\"",
+            vec!["services[1]:", "twice"],
+        ),
         ("[node\nname = 1", vec!["weft.toml:", "not TOML"]),
     ];
     for (text, wanted) in cases {

@@ -46,7 +46,7 @@ impl Peer {
         let request = ControlRequest::decode(body).map_err(|error| unreadable("control request", &error))?;
         let response = match &request.request {
             Some(control_request::Request::PartitionStats(refs)) => self.stats(refs).await,
-            Some(control_request::Request::RenewLease(lease)) => self.renew(InstanceId(lease.instance)),
+            Some(control_request::Request::RenewLease(lease)) => self.renew(InstanceId(lease.instance)).await,
             _ => self.rafts.control(from, request).await,
         };
         Ok(vec![response.encode_to_vec().into()])
@@ -60,8 +60,8 @@ impl Peer {
         ControlResponse { response: Some(control_response::Response::PartitionStats(answer)) }
     }
 
-    fn renew(&self, id: InstanceId) -> ControlResponse {
-        let response = match self.instances.renew_here(id) {
+    async fn renew(&self, id: InstanceId) -> ControlResponse {
+        let response = match self.instances.renew_here(id).await {
             Ok(()) => control_response::Response::Done(Done {}),
             Err(refusal) => control_response::Response::Error(refusal),
         };

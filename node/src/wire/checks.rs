@@ -5,7 +5,7 @@ mod services;
 use weft_cluster::registry::{limits, names};
 use weft_proto::v1::{Ack, CreateTopicRequest, Error, ErrorCode, Event, StartAt};
 
-pub use services::{configure_service, deregister_instance, register_instance, service};
+pub use services::{check_kind, configure_service, deregister_instance, register_instance, service};
 
 use super::error;
 

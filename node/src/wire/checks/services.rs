@@ -42,6 +42,20 @@ pub fn register_instance(request: RegisterInstanceRequest) -> Result<PutInstance
     })
 }
 
+/// How an instance is checked, as people write it: `tcp`, `grpc`, `grpc:NAME` or `http:/PATH`.
+///
+/// # Errors
+/// One sentence that says what would be right.
+pub fn check_kind(text: &str) -> Result<Kind, String> {
+    match text.split_once(':') {
+        None if text == "tcp" => Ok(Kind::Tcp(true)),
+        None if text == "grpc" => Ok(Kind::GrpcService(String::new())),
+        Some(("grpc", name)) => Ok(Kind::GrpcService(name.to_owned())),
+        Some(("http", path)) if path.starts_with('/') => Ok(Kind::HttpPath(path.to_owned())),
+        _ => Err(format!("the check {text:?} is not known: write tcp, grpc, grpc:NAME or http:/PATH")),
+    }
+}
+
 /// What names an instance: its id, or its service and address.
 pub fn deregister_instance(request: &DeregisterInstanceRequest) -> Result<(), Error> {
     let named = !request.service.is_empty() || !request.address.is_empty();
