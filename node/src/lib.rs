@@ -31,7 +31,7 @@ use crate::drivers::raft::{self, Rafts};
 use crate::drivers::shard::Shards;
 use crate::drivers::storage::{Identity, Storage};
 use crate::gateways::admin::Admin;
-use crate::gateways::door::{self, Door};
+use crate::gateways::door::{self, Door, Health, Reflection, reflection};
 use crate::gateways::events::Events;
 use crate::gateways::peer::Peer;
 use crate::gateways::services::{self, Services};
@@ -83,6 +83,7 @@ struct Node {
     gossip: Gossip,
     rafts: Rafts,
     instances: Instances,
+    door: Door,
     stopping: Stopping,
 }
 
@@ -161,7 +162,11 @@ impl Node {
             host.clone(),
             tasks.clone(),
         );
-        let events = Events::new(forward.clone(), registry.clone(), config.events.clone(), host.clone(), tasks.clone());
+        let stopping = Stopping::default();
+        let stop = stopping.doors.clone();
+        let (config_of_events, registry_of_events) = (config.events.clone(), registry.clone());
+        let events =
+            Events::new(forward.clone(), registry_of_events, config_of_events, host.clone(), tasks.clone(), stop);
         let metrics = Metrics::new(&name);
         metrics.register(|registry| {
             storage.metrics().register(registry);
@@ -174,28 +179,40 @@ impl Node {
             instances.metrics().register(registry);
         });
 
-        let stopping = Stopping::default();
         let services = services::Drivers { instances: instances.clone(), registry: registry.clone() };
         let services = Services::new(Arc::new(services), view.clone());
         let drivers = Drivers { registry, rafts: rafts.clone(), forward };
         let status = Status::new(Arc::new(drivers), view.clone(), stopping.doors.clone());
-        let routes = routes(&events, &status, &services, config).await?;
+        let stop = stopping.doors.clone();
+        let health = Health::new(view.clone(), stopping.draining.clone(), stop.clone());
+        let reflection =
+            Reflection::new(view.clone(), reflection::nobody(), stop.clone()).context("read the API's descriptors")?;
+        let routes = routes(&events, &status, &services, &health, &reflection, config);
         let door = Door::new(routes, door::no_calls(), config.api.clone(), tasks.clone());
         metrics.register(|registry| door.register(registry));
-        door.serve(doors.client, stopping.doors.clone());
+        door.serve(doors.client, stop);
         let (replicas, draining) = (Arc::new(rafts.clone()), stopping.draining.clone());
         let admin = Admin::new(host, metrics, view, replicas, draining, config.admin.clone());
         admin.serve(doors.admin, &tasks, stopping.doors.clone());
-        Ok(Node { tasks, storage, links, gossip, rafts, instances, stopping })
+        Ok(Node { tasks, storage, links, gossip, rafts, instances, door, stopping })
     }
 
-    /// Drains, then stops from the doors inwards; after this the data folder is free.
+    /// Drains, then stops from the doors inwards; after this the data folder is free. Draining takes at most `patience`:
+    /// half of it for leaderships, the rest for what clients have under way.
     async fn stop(self, patience: Duration) {
         tracing::info!("stopping");
+        let deadline = tokio::time::Instant::now() + patience;
+        // Balancers see it first, and send nothing new here.
         self.stopping.draining.cancel();
+        // Others lead before clients are sent to them.
         self.rafts.drain(patience / 2).await;
+        // Other nodes become the homes of the instances here; calls under way go on.
         self.instances.leave().await;
         self.stopping.doors.cancel();
+        let left = self.door.finished(deadline).await;
+        if left > 0 {
+            tracing::warn!(left, "calls did not end within node.stop_patience; they are cut off");
+        }
         self.gossip.leave().await;
         self.rafts.stop().await;
         self.storage.close().await;
@@ -284,25 +301,26 @@ fn hello(config: &Config, me: &NodeRecord, identity: &Identity, doors: &Doors) -
     }
 }
 
-/// Everything a client can call.
-async fn routes(events: &Events, status: &Status, services: &Services, config: &Config) -> Result<Routes> {
+/// Everything of Weft's own that a client can call.
+fn routes(
+    events: &Events,
+    status: &Status,
+    services: &Services,
+    health: &Health,
+    reflection: &Reflection,
+    config: &Config,
+) -> Routes {
     let message_bytes_max = usize::try_from(config.api.message_bytes_max.as_u64()).unwrap_or(usize::MAX);
     let (cluster, topics) = status.services();
-    let (health, health_service) = tonic_health::server::health_reporter();
-    for service in ["", "weft.v1.Events", "weft.v1.Topics", "weft.v1.Cluster", "weft.v1.Services"] {
-        health.set_service_status(service, tonic_health::ServingStatus::Serving).await;
-    }
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(weft_proto::v1::DESCRIPTORS)
-        .build_v1()
-        .context("build gRPC reflection from the API's descriptors")?;
+    let (reflection, reflection_alpha) = reflection.services();
     let events = EventsServer::new(events.clone())
         .max_decoding_message_size(message_bytes_max)
         .max_encoding_message_size(message_bytes_max);
-    Ok(Routes::new(events)
+    Routes::new(events)
         .add_service(topics)
         .add_service(cluster)
         .add_service(services.service())
-        .add_service(health_service)
-        .add_service(reflection))
+        .add_service(health.service())
+        .add_service(reflection)
+        .add_service(reflection_alpha)
 }

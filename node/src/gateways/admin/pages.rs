@@ -1,7 +1,8 @@
 //! The view as JSON, for people who look for a fault. Ids are hex strings: JSON's numbers lose their last digits.
 
 use serde_json::{Value, json};
-use weft_cluster::ids::{NodeId, ShardId};
+use weft_cluster::ids::{InstanceId, NodeId, ShardId};
+use weft_cluster::registry::Service;
 use weft_cluster::view::ClusterView;
 use weft_proto::internal::v1::ReplicaRecord;
 
@@ -40,7 +41,29 @@ pub(super) fn view(view: &ClusterView) -> Value {
             "version": member.version,
             "state": format!("{:?}", member.state).to_lowercase(),
         })).collect::<Vec<_>>(),
+        "services": registry.services_all().map(|it| service(view, it)).collect::<Vec<_>>(),
         "shards": (0..registry.shards_total()).map(|shard| self::shard(view, ShardId(shard))).collect::<Vec<_>>(),
+    })
+}
+
+fn service(view: &ClusterView, service: &Service) -> Value {
+    let record = service.record();
+    json!({
+        "name": record.name,
+        "namespace": record.namespace,
+        "grpc_services": record.grpc_services,
+        "balance": record.balance().as_str_name(),
+        "idempotent_methods": record.idempotent_methods,
+        "instances": view.registry.instances_of(service).map(|instance| json!({
+            "id": InstanceId(instance.id).to_string(),
+            "address": instance.address,
+            "zone": instance.zone,
+            "weight": instance.weight,
+            "home": view.name_of(NodeId(instance.home)),
+            "healthy": instance.healthy,
+            "usable": instance.healthy && view.usable(NodeId(instance.home)),
+            "reason": instance.reason,
+        })).collect::<Vec<_>>(),
     })
 }
 

@@ -77,6 +77,16 @@ impl Metrics {
         self.ended.get_or_create(&Ended { reason }).inc();
     }
 
+    #[cfg(test)]
+    pub(super) fn refused_count(&self, reason: Refusal) -> u64 {
+        self.refused.get_or_create(&Refused { reason }).get()
+    }
+
+    #[cfg(test)]
+    pub(super) fn ended_count(&self, reason: Ending) -> u64 {
+        self.ended.get_or_create(&Ended { reason }).get()
+    }
+
     /// Makes them visible under `weft_api_*`.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("weft_api_refused", "Connections not served, by reason", self.refused.clone());

@@ -9,9 +9,11 @@ mod care;
 mod config;
 mod connection;
 mod frames;
+mod health;
 mod metrics;
 mod own;
 mod page;
+pub mod reflection;
 mod refuse;
 mod request;
 mod sniff;
@@ -19,19 +21,23 @@ mod traffic;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
 use http::Request;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use weft_cluster::caller::Caller;
 use weft_proto::v1::ErrorCode;
 
 pub use config::ApiConfig;
+pub use health::Health;
 pub use metrics::Metrics;
 pub use own::is_own;
+pub use reflection::Reflection;
 
 use crate::host::{AcceptMetrics, Acceptor, Connection, Listener, Promise, Tasks};
 use crate::wire;
@@ -55,6 +61,8 @@ pub fn no_calls() -> Calls {
     })
 }
 
+/// How often it is looked whether all calls have ended.
+const FINISHED_POLL: Duration = Duration::from_millis(10);
 /// Connections that are told at one time that there is no room for them. More wait in the system's backlog.
 const REFUSALS_MAX: u32 = 64;
 
@@ -123,6 +131,16 @@ impl Door {
     /// Connections that are served now.
     pub fn connections(&self) -> u32 {
         self.inner.open.load(Ordering::Relaxed)
+    }
+
+    /// Waits, after the door was told to stop, until all requests and calls have ended, or until `deadline`. Returns how
+    /// many have not.
+    pub async fn finished(&self, deadline: Instant) -> u32 {
+        let open = || u32::try_from(self.inner.metrics.open.get()).unwrap_or(0);
+        while open() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(FINISHED_POLL).await;
+        }
+        open()
     }
 
     async fn converse(&self, mut connection: Connection, stop: CancellationToken) {

@@ -18,16 +18,28 @@ use super::Inner;
 use super::body::{self, Received};
 use crate::wire::{self, Broken};
 
-/// Services that other packages define and Weft serves itself.
-const STANDARD_SERVICES: [&str; 3] =
-    ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
-/// Weft's own package, with the dot after it.
+/// The services that this port serves itself.
+const SERVICES: [&str; 7] = [
+    "weft.v1.Events",
+    "weft.v1.Topics",
+    "weft.v1.Cluster",
+    "weft.v1.Services",
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+/// Weft's own package, with the dot after it: nobody else's services are in it.
 const OWN_PACKAGE: &str = "weft.v1.";
 
 /// Whether a path (`/package.Service/Method`) is one of Weft's own API.
 pub fn is_own(path: &str) -> bool {
     let service = path.strip_prefix('/').and_then(|path| path.split_once('/')).map_or("", |(service, _)| service);
-    service.starts_with(OWN_PACKAGE) || STANDARD_SERVICES.contains(&service)
+    service.starts_with(OWN_PACKAGE) || is_service(service)
+}
+
+/// Whether this port serves a service (its full name) itself.
+pub(super) fn is_service(name: &str) -> bool {
+    SERVICES.contains(&name)
 }
 
 /// Serves one request until its answer is out, its client has gone or its deadline is over.
@@ -100,7 +112,12 @@ mod tests {
 
     #[test]
     fn own_paths_are_told_from_calls() {
-        let own = ["/weft.v1.Events/Publish", "/weft.v1.Nothing/X", "/grpc.health.v1.Health/Check"];
+        let own = [
+            "/weft.v1.Events/Publish",
+            "/grpc.reflection.v1alpha.ServerReflection/X",
+            "/weft.v1.Nothing/X",
+            "/grpc.health.v1.Health/Check",
+        ];
         let calls =
             ["/shop.Cart/Get", "/weft.v1.Events", "/weft.v1x.Events/Get", "", "*", "//", "/grpc.health.v1/Check"];
         assert!(own.iter().all(|path| is_own(path)));

@@ -14,6 +14,8 @@ use crate::host::Host;
 use crate::host::testing::{MemoryDisk, TestHost};
 use crate::wire::Outflow;
 
+mod floods;
+
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const ECHO: &str = "/test.Echo/Echo";

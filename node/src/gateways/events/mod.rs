@@ -13,6 +13,7 @@ mod subscription;
 use std::sync::Arc;
 
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use weft_cluster::registry::limits::FEATURE_LEVEL;
 use weft_proto::internal::v1::{self as internal, RegistryCommand, TopicRecord, registry_command, registry_outcome};
@@ -49,28 +50,37 @@ struct Inner {
     metrics: Metrics,
     host: Arc<dyn Host>,
     tasks: Tasks,
+    /// The node leaves: streams end in order.
+    stop: CancellationToken,
     room: Room,
     /// Where the events without a key of the next unary publish go.
     turn: std::sync::atomic::AtomicU32,
 }
 
 impl Events {
-    /// The service over these drivers; wrap it in an `EventsServer`.
+    /// The service over these drivers; wrap it in an `EventsServer`. Once `stop` is cancelled its streams end with
+    /// NOT_READY, when all that was taken is answered: their clients go on at another node.
     pub fn new(
         forward: Forward,
         registry: Registry,
         config: EventsConfig,
         host: Arc<dyn Host>,
         tasks: Tasks,
+        stop: CancellationToken,
     ) -> Events {
         let room = Room::new(usize::try_from(config.publish_bytes_max.as_u64()).unwrap_or(usize::MAX));
         let (metrics, turn) = (Metrics::default(), Default::default());
-        Events { inner: Arc::new(Inner { forward, registry, config, metrics, host, tasks, room, turn }) }
+        Events { inner: Arc::new(Inner { forward, registry, config, metrics, host, tasks, stop, room, turn }) }
     }
 
     /// What it counts.
     pub fn metrics(&self) -> &Metrics {
         &self.inner.metrics
+    }
+
+    /// What a stream ends with when the node leaves.
+    fn leaving(&self) -> Status {
+        wire::status(wire::error(ErrorCode::NotReady, "this node is stopping: go on at another one"))
     }
 
     /// A topic by name. One that this node does not know may be new: the registry is asked.

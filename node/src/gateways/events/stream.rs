@@ -42,7 +42,7 @@ pub(super) async fn serve(
         return Err(invalid("the first frame of a publish stream is `open`"));
     };
     let mut stream = Stream::open(events, open).await.map_err(wire::status)?;
-    let mut reading = true;
+    let (mut reading, mut leaving) = (true, false);
     let mut waiting: Option<(Frame, BoxFuture<'static, OwnedSemaphorePermit>)> = None;
     loop {
         stream.dispatch();
@@ -50,7 +50,7 @@ pub(super) async fn serve(
             return Ok(());
         }
         if !reading && waiting.is_none() && stream.is_idle() {
-            return Ok(());
+            return if leaving { Err(events.leaving()) } else { Ok(()) };
         }
         let may_read = reading && waiting.is_none() && stream.taken.bytes() < stream.bytes_max;
         tokio::select! {
@@ -68,6 +68,8 @@ pub(super) async fn serve(
                 })?;
             }
             () = responses.closed() => return Ok(()),
+            // What was read is answered, the rest is for another node.
+            () = events.inner.stop.cancelled(), if reading => (reading, leaving) = (false, true),
         }
     }
 }

@@ -80,6 +80,7 @@ pub(super) async fn serve(
                 None => return Ok(()),
             },
             () = responses.closed() => return Ok(()),
+            () = events.inner.stop.cancelled() => return Err(events.leaving()),
             () = tokio::time::sleep_until(opened_by), if opened.is_some() => {}
             // The topic's end is the subscription's.
             () = topic_gone(events, subscription.topic) => {
