@@ -43,7 +43,7 @@ fn sim(seed: u64) -> turmoil::Sim<'static> {
 }
 
 /// On a thread of its own, since the seed belongs to the thread.
-fn seeded<T: Send + 'static>(seed: u64, work: impl FnOnce() -> T + Send + 'static) -> T {
+pub(crate) fn seeded<T: Send + 'static>(seed: u64, work: impl FnOnce() -> T + Send + 'static) -> T {
     std::thread::spawn(move || {
         entropy::seed(seed);
         trace::start(None).expect("no file is involved");

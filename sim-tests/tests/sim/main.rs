@@ -1,4 +1,5 @@
 //! Tests of the simulator itself.
 
 mod host;
+mod instances;
 mod scenarios;
