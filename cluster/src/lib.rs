@@ -12,5 +12,6 @@ pub mod ids;
 pub mod membership;
 pub mod placement;
 pub mod registry;
+pub mod route;
 pub mod shard;
 pub mod view;
