@@ -1,6 +1,7 @@
 //! Small requests of a lane: many at a time on one ordered stream per direction, each with a number.
 //!
-//! Frame: u64 number, big endian; u8 flags; body. What is queued at one wake-up leaves in one write.
+//! Frame: u64 number, big endian; u8 flags; body. What is queued at one wake-up leaves in one write. On the call lane a
+//! request that is dropped before its answer is cancelled at the peer.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -28,6 +29,8 @@ const ANSWERING_MAX: usize = 4_096;
 const ANSWERING_BYTES_MAX: usize = 64 << 20;
 /// The answer is the reason of a refusal.
 const FLAG_REFUSED: u8 = 1;
+/// Nobody waits for the answer to this request any more.
+const FLAG_CANCEL: u8 = 2;
 
 const QUEUED: u8 = 0;
 const WRITTEN: u8 = 1;
@@ -59,6 +62,9 @@ pub(super) struct LaneClient {
     room: Arc<Semaphore>,
     bytes_max: usize,
     cost_min: usize,
+    /// Cancels that wait to be sent; none on lanes whose requests are not cancelled. One too many is left out: the
+    /// peer does the work for nothing, until its deadline.
+    cancels: Arc<Semaphore>,
     waiting: Mutex<Waiting>,
     down: CancellationToken,
 }
@@ -74,7 +80,8 @@ pub(super) struct Pending {
 impl LaneClient {
     /// Opens the lane's stream in a task.
     pub(super) fn start(inner: &Arc<Inner>, link: &Link, lane: Lane) -> Arc<LaneClient> {
-        let (queue, queued) = mpsc::channel(inner.config.queue_requests_max);
+        let cancels_max = if lane == Lane::Call { inner.config.queue_requests_max } else { 0 };
+        let (queue, queued) = mpsc::channel(inner.config.queue_requests_max + cancels_max);
         let bytes_max = (inner.config.queue_bytes_max.as_u64() as usize).min(Semaphore::MAX_PERMITS);
         let client = Arc::new(LaneClient {
             to: link.peer.id,
@@ -82,6 +89,7 @@ impl LaneClient {
             room: Arc::new(Semaphore::new(bytes_max)),
             bytes_max,
             cost_min: bytes_max.div_ceil(inner.config.queue_requests_max),
+            cancels: Arc::new(Semaphore::new(cancels_max)),
             waiting: Mutex::new(Waiting { open: true, next: 1, answers: BTreeMap::new() }),
             down: CancellationToken::new(),
         });
@@ -113,6 +121,14 @@ impl LaneClient {
         Ok(pending)
     }
 
+    /// Tells the peer that nobody waits for an answer any more.
+    fn cancel(&self, number: u64) {
+        let Ok(room) = self.cancels.clone().try_acquire_owned() else { return };
+        let out = Outgoing { number, flags: FLAG_CANCEL, parts: Parts::new(), bytes: 0, claim: None, _room: room };
+        // There is a place for whoever holds a permit, unless the lane has ended.
+        let _ = self.queue.try_send(out);
+    }
+
     /// All that waits fails: written ones as lost, the others as not sent.
     fn fail(&self) {
         let answers = {
@@ -136,10 +152,14 @@ impl LaneClient {
 }
 
 impl Pending {
-    /// Waits for the answer. The error is honest about what left this node.
-    pub(super) async fn answer(mut self, deadline: Instant) -> Result<Bytes, LinkError> {
+    /// Waits for the answer, until the deadline if there is one. The error is honest about what left this node.
+    pub(super) async fn answer(mut self, deadline: Option<Instant>) -> Result<Bytes, LinkError> {
         let to = self.lane.to;
-        match tokio::time::timeout_at(deadline, &mut self.answer).await {
+        let answered = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline, &mut self.answer).await,
+            None => Ok((&mut self.answer).await),
+        };
+        match answered {
             Ok(Ok(Ok(body))) => Ok(body),
             Ok(Ok(Err(reason))) => Err(LinkError::Refused(to, reason)),
             Ok(Err(_)) if self.give_up() => Err(LinkError::NotSent(to)),
@@ -157,8 +177,11 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.give_up();
-        self.lane.waiting().answers.remove(&self.number);
+        let written = !self.give_up() && self.claim.load(Ordering::Acquire) == WRITTEN;
+        let unanswered = self.lane.waiting().answers.remove(&self.number).is_some();
+        if written && unanswered {
+            self.lane.cancel(self.number);
+        }
     }
 }
 
@@ -264,6 +287,7 @@ pub(super) async fn serve(
     inner.tasks.spawn("link answering", pump(send, queue));
     let from = link.peer.id;
     let room = Arc::new(Semaphore::new(ANSWERING_BYTES_MAX));
+    let running = Running::default();
     let mut reader = FrameReader::new(receive, lane.frame_bytes_max() + HEAD_BYTES);
     let reason = loop {
         let mut frame = match reader.next().await {
@@ -273,12 +297,25 @@ pub(super) async fn serve(
             Err(Broken::Rules(reason)) => break reason,
         };
         let cost = frame.len().clamp(ANSWERING_BYTES_MAX / ANSWERING_MAX, ANSWERING_BYTES_MAX) as u32;
+        let (number, flags) = (frame.get_u64(), frame.get_u8());
+        if flags & FLAG_CANCEL != 0 {
+            running.cancel(number);
+            continue;
+        }
         let Ok(room) = room.clone().acquire_many_owned(cost).await else { return };
-        let (number, _flags) = (frame.get_u64(), frame.get_u8());
         let promise = door.request(from, lane, frame);
         let (answers, activity) = (answers.clone(), link.activity.clone());
+        let place = (lane == Lane::Call).then(|| running.enter(number));
         inner.tasks.spawn("link request", async move {
-            let (flags, parts) = match promise.await {
+            let answered = match place {
+                Some(mut place) => tokio::select! {
+                    biased;
+                    () = place.cancelled() => return,
+                    answered = promise => answered,
+                },
+                None => promise.await,
+            };
+            let (flags, parts) = match answered {
                 Ok(parts) => (0, parts),
                 Err(reason) => (FLAG_REFUSED, vec![reason.into()]),
             };
@@ -289,6 +326,48 @@ pub(super) async fn serve(
         });
     };
     inner.broken_stream(from, lane, &reason);
+}
+
+/// Requests that are being answered and may be cancelled, by number.
+#[derive(Clone, Default)]
+struct Running {
+    cancels: Arc<Mutex<BTreeMap<u64, oneshot::Sender<()>>>>,
+}
+
+/// A request's place among those that run.
+struct Place {
+    running: Running,
+    number: u64,
+    cancelled: oneshot::Receiver<()>,
+}
+
+impl Running {
+    fn enter(&self, number: u64) -> Place {
+        let (cancel, cancelled) = oneshot::channel();
+        self.lock().insert(number, cancel);
+        Place { running: self.clone(), number, cancelled }
+    }
+
+    /// An answer may be on its way already: then there is nothing to cancel.
+    fn cancel(&self, number: u64) {
+        self.lock().remove(&number);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, oneshot::Sender<()>>> {
+        self.cancels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    async fn cancelled(&mut self) {
+        let _ = (&mut self.cancelled).await;
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.running.lock().remove(&self.number);
+    }
 }
 
 fn outgoing(number: u64, flags: u8, parts: Parts, lane: Lane, room: OwnedSemaphorePermit) -> Outgoing {

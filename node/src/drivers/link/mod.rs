@@ -331,13 +331,29 @@ impl Links {
     /// # Errors
     /// See `LinkError`; `NotSent` is said only if no byte has left this node.
     pub async fn request(&self, to: NodeId, lane: Lane, body: Parts, patience: Duration) -> Result<Bytes, LinkError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        self.request_by(to, lane, body, deadline, Some(deadline)).await
+    }
+
+    /// Like `request`; waits for the link and for room until `sent_by`, and for the answer until `deadline`, if there
+    /// is one. Dropped before the answer, a request on the call lane is cancelled at the peer.
+    ///
+    /// # Errors
+    /// As those of `request`.
+    pub async fn request_by(
+        &self,
+        to: NodeId,
+        lane: Lane,
+        body: Parts,
+        sent_by: tokio::time::Instant,
+        deadline: Option<tokio::time::Instant>,
+    ) -> Result<Bytes, LinkError> {
         let bytes = body.iter().map(Bytes::len).sum();
         if bytes > lane.frame_bytes_max() {
             return Err(LinkError::TooLarge { bytes, bytes_max: lane.frame_bytes_max() });
         }
-        let deadline = tokio::time::Instant::now() + patience;
         let slot = self.inner.slot(to).ok_or(LinkError::NotSent(to))?;
-        let pushed = tokio::time::timeout_at(deadline, slot.push(&self.inner, lane, &body, bytes)).await;
+        let pushed = tokio::time::timeout_at(sent_by, slot.push(&self.inner, lane, &body, bytes)).await;
         let (pending, link) = match pushed {
             Ok(Ok(pushed)) => pushed,
             Ok(Err(error)) => return Err(error),
