@@ -22,6 +22,7 @@ use weft_proto::internal::v1::NodeRecord;
 use weft_proto::v1::events_server::EventsServer;
 
 use crate::config::Config;
+use crate::drivers::calls::{self, Calls};
 use crate::drivers::forward::Forward;
 use crate::drivers::gossip::Gossip;
 use crate::drivers::instances::Instances;
@@ -34,6 +35,7 @@ use crate::gateways::admin::Admin;
 use crate::gateways::door::{self, Door, Health, Reflection, reflection};
 use crate::gateways::events::Events;
 use crate::gateways::peer::Peer;
+use crate::gateways::proxy::Proxy;
 use crate::gateways::services::{self, Services};
 use crate::gateways::status::{Drivers, Status};
 use crate::host::{Host, Listener, Tasks};
@@ -152,7 +154,18 @@ impl Node {
             let put = service.registration().map_err(anyhow::Error::msg).context("a service of the configuration")?;
             instances.register_at_start(put, service.tls_ca.clone());
         }
-        links.serve(Arc::new(Peer::new(rafts.clone(), shards.clone(), gossip.clone(), instances.clone())));
+        let told = instances.clone();
+        let calls = Calls::start(calls::Parts {
+            host: host.clone(),
+            tasks: tasks.clone(),
+            links: links.clone(),
+            view: view.clone(),
+            config: config.calls.clone(),
+            failed: Arc::new(move |id, reason: &str| told.failed(id, reason)),
+        })
+        .map_err(anyhow::Error::msg)?;
+        let peer = Peer::new(rafts.clone(), shards.clone(), gossip.clone(), instances.clone(), calls.clone());
+        links.serve(Arc::new(peer));
 
         let forward = Forward::new(
             shards.clone(),
@@ -177,6 +190,7 @@ impl Node {
             forward.metrics().register(registry);
             events.metrics().register(registry);
             instances.metrics().register(registry);
+            calls.metrics().register(registry);
         });
 
         let services = services::Drivers { instances: instances.clone(), registry: registry.clone() };
@@ -188,7 +202,12 @@ impl Node {
         let reflection =
             Reflection::new(view.clone(), reflection::nobody(), stop.clone()).context("read the API's descriptors")?;
         let routes = routes(&events, &status, &services, &health, &reflection, config);
-        let door = Door::new(routes, door::no_calls(), config.api.clone(), tasks.clone());
+        let proxy = Proxy::new(calls);
+        let calls: door::Calls = Arc::new(move |request, respond, caller| {
+            let serving = proxy.clone().serve(request, respond, caller);
+            Box::pin(serving)
+        });
+        let door = Door::new(routes, calls, config.api.clone(), tasks.clone());
         metrics.register(|registry| door.register(registry));
         door.serve(doors.client, stop);
         let (replicas, draining) = (Arc::new(rafts.clone()), stopping.draining.clone());

@@ -48,6 +48,7 @@ impl Config {
         self.shards.check().map_err(told)?;
         self.forward.check().map_err(told)?;
         self.instances.check().map_err(told)?;
+        self.calls.check().map_err(told)?;
         self.events.check().map_err(told)?;
         self.admin.check().map_err(told)?;
         self.raft.check().map_err(told)?;

@@ -14,6 +14,7 @@ pub use load::{Sources, load};
 pub use sections::{LogConfig, LogFormat, NodeConfig, TlsConfig};
 pub use services::ServiceConfig;
 
+use crate::drivers::calls::CallsConfig;
 use crate::drivers::forward::ForwardConfig;
 use crate::drivers::gossip::GossipConfig;
 use crate::drivers::instances::InstancesConfig;
@@ -53,6 +54,8 @@ pub struct Config {
     pub forward: ForwardConfig,
     /// The instances whose home this node is.
     pub instances: InstancesConfig,
+    /// Calls of users' services.
+    pub calls: CallsConfig,
     /// The gateway of publishes and subscriptions.
     pub events: EventsConfig,
     /// What is logged, and how.

@@ -4,5 +4,6 @@ pub mod admin;
 pub mod door;
 pub mod events;
 pub mod peer;
+pub mod proxy;
 pub mod services;
 pub mod status;

@@ -14,6 +14,7 @@ use weft_proto::internal::v1::{
 };
 use weft_proto::v1::PackedFrame;
 
+use crate::drivers::calls::Calls;
 use crate::drivers::gossip::Gossip;
 use crate::drivers::instances::Instances;
 use crate::drivers::link::{Inbound, Lane, LinkStream, Parts};
@@ -34,12 +35,13 @@ pub struct Peer {
     shards: Shards,
     gossip: Gossip,
     instances: Instances,
+    calls: Calls,
 }
 
 impl Peer {
     /// A door to these drivers.
-    pub fn new(rafts: Rafts, shards: Shards, gossip: Gossip, instances: Instances) -> Peer {
-        Peer { rafts, shards, gossip, instances }
+    pub fn new(rafts: Rafts, shards: Shards, gossip: Gossip, instances: Instances, calls: Calls) -> Peer {
+        Peer { rafts, shards, gossip, instances, calls }
     }
 
     async fn control(self, from: NodeId, body: Bytes) -> Result<Parts, String> {
@@ -94,7 +96,8 @@ impl Inbound for Peer {
                 Box::pin(async move { rafts.request(from, body).await })
             }
             Lane::Control => Box::pin(self.clone().control(from, body)),
-            Lane::Gossip | Lane::Deliver | Lane::Call | Lane::Bulk => {
+            Lane::Call => self.calls.serve_whole(from, body),
+            Lane::Gossip | Lane::Deliver | Lane::Bulk => {
                 Box::pin(std::future::ready(Err(format!("lane {lane:?} takes no requests"))))
             }
         }
@@ -111,6 +114,7 @@ impl Inbound for Peer {
                 Lane::Deliver => deliver(door.shards, first, stream).await,
                 Lane::Control => door.rafts.watch(from, first, stream).await,
                 Lane::Bulk => door.rafts.fetch(from, first, stream).await,
+                Lane::Call => door.calls.serve_stream(from, first, stream).await,
                 // Dropped, the stream is reset.
                 _ => tracing::debug!(%from, ?lane, "a lane that takes no streams"),
             }

@@ -3,7 +3,7 @@
 pub mod checks;
 mod outflow;
 mod status;
-mod timeout;
+pub mod timeout;
 
 pub use outflow::{Broken, Outflow};
 pub use status::{DOMAIN, errors_page, from_status, status};

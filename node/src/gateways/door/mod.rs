@@ -31,7 +31,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use weft_cluster::caller::Caller;
-use weft_proto::v1::ErrorCode;
 
 pub use config::ApiConfig;
 pub use health::Health;
@@ -40,7 +39,6 @@ pub use own::is_own;
 pub use reflection::Reflection;
 
 use crate::host::{AcceptMetrics, Acceptor, Connection, Listener, Promise, Tasks};
-use crate::wire;
 use budget::Budget;
 use metrics::Refusal;
 use sniff::Protocol;
@@ -49,20 +47,9 @@ use sniff::Protocol;
 /// the stream.
 pub type Calls = Arc<dyn Fn(Request<RecvStream>, SendResponse<Bytes>, Caller) -> Promise<'static, ()> + Send + Sync>;
 
-/// The answer to every call while there are no users' services.
-pub fn no_calls() -> Calls {
-    Arc::new(|request, mut respond, _| {
-        let path = request.uri().path();
-        let message = format!("{path} is no method of Weft's own API, and no service of this name is registered");
-        let status = wire::status(wire::error(ErrorCode::UnknownService, message));
-        // A client that has gone does not want to know.
-        let _ = respond.send_response(status.into_http::<()>(), true);
-        Box::pin(std::future::ready(()))
-    })
-}
-
 /// How often it is looked whether all calls have ended.
 const FINISHED_POLL: Duration = Duration::from_millis(10);
+
 /// Connections that are told at one time that there is no room for them. More wait in the system's backlog.
 const REFUSALS_MAX: u32 = 64;
 

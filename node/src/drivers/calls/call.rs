@@ -1,0 +1,87 @@
+//! A call as its client made it.
+
+use http::uri::Scheme;
+use http::{HeaderMap, Method, Request, Uri};
+use tokio::time::Instant;
+use weft_cluster::caller::Caller;
+use weft_cluster::route;
+
+use crate::wire::timeout;
+
+/// A call's head: whom it is for, and what goes before the body.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Who asks.
+    pub caller: Caller,
+    /// Where the service is looked up; empty: "default".
+    pub namespace: String,
+    /// When its client stops waiting.
+    pub deadline: Option<Instant>,
+    /// Its client says that it may run more than once.
+    pub idempotent: bool,
+    uri: Uri,
+    /// Where the service ends in the path.
+    slash: usize,
+    headers: HeaderMap,
+}
+
+impl Call {
+    /// A call to the method that the path of `uri` names ("/shop.Cart/Get"); `None` if it names none.
+    ///
+    /// `headers` reach the instance as they are; `grpc-timeout` is set anew from the deadline.
+    pub fn new(uri: Uri, headers: HeaderMap, caller: Caller) -> Option<Call> {
+        let (service, _) = route::method_of(uri.path())?;
+        let slash = service.len() + 1;
+        Some(Call { caller, namespace: String::new(), deadline: None, idempotent: false, uri, slash, headers })
+    }
+
+    /// The gRPC service: "shop.Cart".
+    pub fn grpc_service(&self) -> &str {
+        &self.uri.path()[1..self.slash]
+    }
+
+    /// The method: "Get".
+    pub fn method(&self) -> &str {
+        &self.uri.path()[self.slash + 1..]
+    }
+
+    pub(super) fn path(&self) -> &str {
+        self.uri.path_and_query().map_or("", |path| path.as_str())
+    }
+
+    /// ":authority"; empty if the client named none.
+    pub(super) fn authority(&self) -> &str {
+        self.uri.authority().map_or("", |authority| authority.as_str())
+    }
+
+    pub(super) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// The head of the request to an instance, with what is left of the deadline. `address` is the authority of a
+    /// client that named none.
+    pub(super) fn request(&self, tls: bool, address: &str, now: Instant) -> Request<()> {
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.headers_mut() = self.headers.clone();
+        if let Some(deadline) = self.deadline {
+            request.headers_mut().insert(timeout::NAME, timeout::write(deadline.saturating_duration_since(now)));
+        }
+        *request.uri_mut() = self.uri_for(tls, address);
+        request
+    }
+
+    /// The client's URI, with the scheme that the instance is really called by.
+    fn uri_for(&self, tls: bool, address: &str) -> Uri {
+        let scheme = if tls { Scheme::HTTPS } else { Scheme::HTTP };
+        if self.uri.scheme() == Some(&scheme) {
+            return self.uri.clone();
+        }
+        let mut parts = self.uri.clone().into_parts();
+        parts.scheme = Some(scheme);
+        if parts.authority.is_none() {
+            parts.authority = address.parse().ok();
+        }
+        Uri::from_parts(parts).unwrap_or_else(|_| self.uri.clone())
+    }
+}

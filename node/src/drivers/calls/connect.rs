@@ -1,0 +1,197 @@
+//! Opens an HTTP/2 connection to an instance: name, TCP, TLS if it wants it, and a first answer, so that no call is
+//! sent to what takes connections and says nothing.
+
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::TlsConnector;
+use weft_proto::internal::v1::InstanceRecord;
+
+use super::{CallsConfig, Shared, tls};
+use crate::host::Io;
+
+/// All headers of one answer together.
+const HEADER_BYTES_MAX: u32 = 64 << 10;
+/// The largest HTTP/2 frame taken from an instance.
+const FRAME_BYTES_MAX: u32 = 128 << 10;
+
+/// Where an instance is, and how it is spoken to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    pub(super) address: String,
+    pub(super) tls: bool,
+    pub(super) tls_ca_pem: String,
+    /// Empty: the host of `address`.
+    pub(super) tls_name: String,
+}
+
+/// A connection that is up.
+pub(super) struct Opened {
+    pub(super) sender: SendRequest<Bytes>,
+    pub(super) connection: h2::client::Connection<Counted, Bytes>,
+    pub(super) written: Arc<AtomicU64>,
+}
+
+impl Endpoint {
+    pub(super) fn of(instance: &InstanceRecord) -> Endpoint {
+        Endpoint {
+            address: instance.address.clone(),
+            tls: instance.tls,
+            tls_ca_pem: instance.tls_ca_pem.clone(),
+            tls_name: instance.tls_name.clone(),
+        }
+    }
+
+    pub(super) fn is_of(&self, instance: &InstanceRecord) -> bool {
+        self.address == instance.address
+            && self.tls == instance.tls
+            && self.tls_ca_pem == instance.tls_ca_pem
+            && self.tls_name == instance.tls_name
+    }
+
+    fn server_name(&self) -> Result<ServerName<'static>, String> {
+        let host = self.address.rsplit_once(':').map_or(&*self.address, |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let name = if self.tls_name.is_empty() { host } else { &self.tls_name };
+        ServerName::try_from(name.to_owned()).map_err(|_| format!("`{name}` is no name that a certificate can have"))
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "instance {}{}", self.address, if self.tls { " (TLS)" } else { "" })
+    }
+}
+
+/// Opens a connection within `calls.connect_timeout`.
+///
+/// # Errors
+/// One sentence: what did not work.
+pub(super) async fn open(endpoint: &Endpoint, shared: &Shared) -> Result<Opened, String> {
+    let patience = shared.config.connect_timeout;
+    let late = |_| Err(format!("no HTTP/2 connection within {patience:?}"));
+    tokio::time::timeout(patience, open_now(endpoint, shared)).await.unwrap_or_else(late)
+}
+
+async fn open_now(endpoint: &Endpoint, shared: &Shared) -> Result<Opened, String> {
+    let io = connect(endpoint, shared).await?;
+    let io: Box<dyn Io> = match endpoint.tls {
+        true => {
+            let config = tls::config(endpoint, &shared.tls_roots)?;
+            let connecting = TlsConnector::from(config).connect(endpoint.server_name()?, io);
+            Box::new(connecting.await.map_err(|error| format!("TLS: {error}"))?)
+        }
+        false => io,
+    };
+    greet(io, &shared.config).await.map_err(|reason| format!("it does not speak HTTP/2: {reason}"))
+}
+
+async fn connect(endpoint: &Endpoint, shared: &Shared) -> Result<Box<dyn Io>, String> {
+    let address = &endpoint.address;
+    let found = shared.host.resolve(address).await.map_err(|error| format!("look up {address}: {error}"))?;
+    let mut reason = format!("{address} has no address");
+    for address in found {
+        match shared.host.connect(address).await {
+            Ok(connection) => return Ok(connection.io),
+            Err(error) => reason = format!("connect to {address}: {error}"),
+        }
+    }
+    Err(reason)
+}
+
+/// The handshake, and a ping that must be answered: only what speaks HTTP/2 does. Its answer comes after the
+/// instance's settings, so its limit on streams is known from then on.
+async fn greet(io: Box<dyn Io>, config: &CallsConfig) -> Result<Opened, String> {
+    let written = Arc::new(AtomicU64::new(0));
+    let io = Counted { io, written: written.clone() };
+    let window = |size: bytesize::ByteSize| u32::try_from(size.as_u64()).unwrap_or(u32::MAX >> 1).min(u32::MAX >> 1);
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(window(config.stream_window))
+        .initial_connection_window_size(window(config.connection_window))
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .max_concurrent_reset_streams(RESET_STREAMS_MAX)
+        .reset_stream_duration(RESET_STREAM_LINGER)
+        .enable_push(false);
+    let said = |error: h2::Error| error.to_string();
+    let (sender, mut connection) = builder.handshake::<_, Bytes>(io).await.map_err(said)?;
+    let mut pings = connection.ping_pong().expect("it is taken once");
+    {
+        let mut running = std::pin::pin!(&mut connection);
+        tokio::select! {
+            biased;
+            pong = pings.ping(h2::Ping::opaque()) => {
+                pong.map_err(said)?;
+            }
+            ended = &mut running => {
+                ended.map_err(said)?;
+                return Err("it closed the connection".into());
+            }
+        }
+    }
+    Ok(Opened { sender, connection, written })
+}
+
+/// Cancelled calls whose last frames may still be under way, per connection.
+const RESET_STREAMS_MAX: usize = 1_024;
+/// How long they may be.
+const RESET_STREAM_LINGER: Duration = Duration::from_secs(5);
+
+/// Counts the bytes written, so that it is known whether a call can have been sent.
+pub(super) struct Counted {
+    io: Box<dyn Io>,
+    written: Arc<AtomicU64>,
+}
+
+impl Counted {
+    fn count(&self, wrote: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &wrote {
+            self.written.fetch_add(*bytes as u64, Ordering::Release);
+        }
+        wrote
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.io).poll_write(cx, data);
+        self.count(wrote)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wrote = Pin::new(&mut self.io).poll_write_vectored(cx, parts);
+        self.count(wrote)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,65 @@
+//! TLS to instances that want it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
+
+use super::connect::Endpoint;
+use crate::host::{Disk, Open};
+
+/// The largest PEM file read.
+const PEM_BYTES_MAX: u64 = 1 << 20;
+
+/// The certificates in `calls.tls_ca`; none if it is empty.
+///
+/// # Errors
+/// One sentence that names the file.
+pub(super) fn roots(disk: &dyn Disk, file: &Path) -> Result<RootCertStore, String> {
+    if file.as_os_str().is_empty() {
+        return Ok(RootCertStore::empty());
+    }
+    let named = |reason: String| format!("calls.tls_ca: {}: {reason}", file.display());
+    let read = || {
+        let open = disk.open(file, Open::Read)?;
+        let bytes = open.len()?.min(PEM_BYTES_MAX);
+        open.read_exact_at(bytes as usize, 0)
+    };
+    let pem = read().map_err(|error| named(error.to_string()))?;
+    trusted(&pem).map_err(named)
+}
+
+fn trusted(pem: &[u8]) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        let certificate = certificate.map_err(|error| format!("not a certificate in PEM: {error}"))?;
+        roots.add(certificate).map_err(|error| format!("a certificate is not usable: {error}"))?;
+    }
+    if roots.is_empty() { Err("there is no certificate in it".into()) } else { Ok(roots) }
+}
+
+/// How an instance is spoken to: HTTP/2 over TLS, its certificate signed by its own CA or by `calls.tls_ca`.
+///
+/// # Errors
+/// One sentence: what is wrong with its settings.
+pub(super) fn config(endpoint: &Endpoint, roots: &Arc<RootCertStore>) -> Result<Arc<ClientConfig>, String> {
+    let roots = match endpoint.tls_ca_pem.is_empty() {
+        true if roots.is_empty() => {
+            return Err("nobody is trusted to sign its certificate: register it with tls_ca_pem, or set calls.tls_ca \
+                        at its home node"
+                .into());
+        }
+        true => roots.clone(),
+        false => Arc::new(trusted(endpoint.tls_ca_pem.as_bytes()).map_err(|reason| format!("tls_ca_pem: {reason}"))?),
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| format!("TLS: {error}"))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(Arc::new(config))
+}
