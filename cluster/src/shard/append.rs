@@ -18,11 +18,19 @@ pub struct ApplyError {
     pub error: BatchError,
 }
 
-pub(super) fn check_all(appends: Vec<Append>) -> Result<Vec<(PartitionId, Batch)>, ApplyError> {
+/// An append whose batch is sound.
+pub(super) struct Checked {
+    partition: PartitionId,
+    batch: Batch,
+    /// Published with ACCEPTED.
+    accepted: bool,
+}
+
+pub(super) fn check_all(appends: Vec<Append>) -> Result<Vec<Checked>, ApplyError> {
     let read = |(index, append): (usize, Append)| {
         let partition = PartitionId { topic: TopicId(append.topic), index: append.partition };
         let batch = read(append.packed).map_err(|error| ApplyError { index, partition, error })?;
-        Ok((partition, batch))
+        Ok(Checked { partition, batch, accepted: append.accepted })
     };
     appends.into_iter().enumerate().map(read).collect()
 }
@@ -51,17 +59,18 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn append(&mut self, at: LogPosition, id: PartitionId, batch: Batch) -> AppendResult {
-        self.try_append(at, id, &batch).unwrap_or_else(AppendResult::Refused)
+    pub(super) fn append(&mut self, at: LogPosition, append: &Checked) -> AppendResult {
+        self.try_append(at, append).unwrap_or_else(AppendResult::Refused)
     }
 
-    fn try_append(&mut self, at: LogPosition, id: PartitionId, batch: &Batch) -> Result<AppendResult, Refusal> {
+    fn try_append(&mut self, at: LogPosition, append: &Checked) -> Result<AppendResult, Refusal> {
+        let (id, batch) = (append.partition, &append.batch);
         let duplicate =
             |(base_offset, count, epoch)| AppendResult::Duplicate { partition: id, base_offset, count, epoch };
         self.partitions.get(&id).ok_or_else(|| Refusal::unknown_partition(id))?;
         let producer = batch.header().producer;
         if let Some(producer) = producer
-            && let Some(first) = self.partition_mut(id).producers.find(producer, batch.count())?
+            && let Some(first) = self.partition_mut(id).producers.find(producer, batch.count(), append.accepted)?
         {
             return Ok(duplicate(first));
         }

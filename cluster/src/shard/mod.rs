@@ -56,8 +56,8 @@ impl State {
         for put in &entry.put_groups {
             self.put_group(put);
         }
-        for (partition, batch) in batches {
-            out.appends.push(self.append(at, partition, batch));
+        for append in batches {
+            out.appends.push(self.append(at, &append));
         }
         for ack in entry.acks {
             out.acks.push(self.ack(at, &ack));

@@ -54,10 +54,18 @@ impl Session {
 impl Producers {
     /// Whether a batch is the next of its session (`None`), or was stored before: its offset, count and epoch.
     ///
+    /// `gaps`: one after the next is as good (ACCEPTED). Its producer is never told of a batch that was lost, and all
+    /// that came later would be lost with it, untold as well.
+    ///
     /// # Errors
     /// `PRODUCER_FENCED`; `SEQUENCE_GAP` if it is after the next; `FAILED_PRECONDITION` if its numbers are taken and
     /// the receipt is forgotten or another batch's.
-    pub(super) fn find(&self, batch: Producer, count: u32) -> Result<Option<(Offset, u32, Epoch)>, Refusal> {
+    pub(super) fn find(
+        &self,
+        batch: Producer,
+        count: u32,
+        gaps: bool,
+    ) -> Result<Option<(Offset, u32, Epoch)>, Refusal> {
         let id = ProducerId(batch.id);
         let first = batch.first_sequence;
         let session = self.sessions.get(&id);
@@ -67,7 +75,7 @@ impl Producers {
         }
         let session = session.filter(|session| session.epoch == batch.epoch);
         let next = session.map_or(0, Session::next_sequence);
-        if first == next {
+        if first == next || gaps && first > next {
             return Ok(None);
         }
         let kept = session.and_then(|session| session.batches.iter().find(|kept| kept.first_sequence == first));

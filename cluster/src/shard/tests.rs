@@ -28,7 +28,7 @@ fn from(id: u64, epoch: u32, first_sequence: u64, count: usize) -> Bytes {
 }
 
 fn append(packed: Bytes) -> Append {
-    Append { topic: 1, partition: 0, packed }
+    Append { topic: 1, partition: 0, packed, accepted: false }
 }
 
 fn ack(epoch: u64, ranges: &[(u64, u64)]) -> AckCommand {
@@ -145,6 +145,21 @@ fn a_pipelined_producer_may_share_an_entry() {
     assert!(matches!(results[0], AppendResult::Stored(_)) && matches!(results[1], AppendResult::Stored(_)));
     assert!(matches!(results[2], AppendResult::Duplicate { base_offset: Offset(2), count: 1, .. }));
     assert!(matches!(&results[3], AppendResult::Refused(refusal) if refusal.code == ErrorCode::SequenceGap));
+}
+
+#[test]
+fn what_was_only_accepted_may_leave_numbers_out() {
+    let mut bench = Bench::new();
+    let mut store = |first, accepted| {
+        let append = Append { accepted, ..append(from(9, 1, first, 2)) };
+        bench.apply(ShardEntry { appends: vec![append], ..ShardEntry::default() }).appends.remove(0)
+    };
+    assert!(matches!(store(0, true), AppendResult::Stored(_)));
+    assert!(matches!(store(4, true), AppendResult::Stored(stored) if stored.base_offset == Offset(2)), "2 was lost");
+    assert!(matches!(store(4, true), AppendResult::Duplicate { base_offset: Offset(2), .. }), "still once");
+    assert!(matches!(store(2, true), AppendResult::Refused(_)), "numbers never go back");
+    assert!(matches!(store(8, false), AppendResult::Refused(refusal) if refusal.code == ErrorCode::SequenceGap));
+    assert!(matches!(store(6, false), AppendResult::Stored(_)));
 }
 
 #[test]

@@ -117,6 +117,7 @@ impl Owner {
                     topic: append.partition.topic.0,
                     partition: append.partition.index,
                     packed: append.packed.clone(),
+                    accepted: append.reply.is_none(),
                 }),
                 Work::Ack(ack) => entry.acks.push(ack.command.clone()),
             }

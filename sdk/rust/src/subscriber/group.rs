@@ -1,13 +1,13 @@
 //! What a consumer of a group knows: deliveries to handle, acks to send, credit to give back. No I/O.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 use weft_proto::v1::subscribe_request::Frame;
 use weft_proto::v1::{AckAnswer, AckFrame, Delivery, EpochFrame, ExtendFrame, NackFrame, OffsetRange};
 
-use crate::error::{Error, Retry};
+use crate::error::{Error, ErrorCode, Retry};
 
 /// Events in flight unless said otherwise.
 pub(super) const CREDIT: u64 = 256;
@@ -31,6 +31,8 @@ pub(super) type Confirm = oneshot::Sender<Result<(), Error>>;
 struct Acks {
     /// Places, each with those who wait for its answer.
     places: BTreeMap<Place, Vec<Confirm>>,
+    /// Those of them that were sent before, and may have been committed then.
+    resent: BTreeSet<Place>,
 }
 
 pub(super) struct State {
@@ -84,6 +86,7 @@ impl State {
         self.nacks.clear();
         self.extends.clear();
         for (_, acks) in std::mem::take(&mut self.out) {
+            self.acks.resent.extend(acks.places.keys().copied());
             self.acks.merge(acks);
         }
     }
@@ -213,12 +216,23 @@ impl State {
         for (place, confirms) in acks.places {
             let refused =
                 refusals.iter().find(|(range, _)| holds(range.as_ref(), place)).map(|(_, error)| error.clone());
+            let resent = acks.resent.contains(&place);
             match refused {
                 Some(error) if error.retry() != Retry::Never => {
                     again = true;
+                    if resent || error.retry() == Retry::IfIdempotent {
+                        self.acks.resent.insert(place);
+                    }
                     self.acks.places.entry(place).or_default().extend(confirms);
                 }
                 refused => {
+                    // What an earlier try has acked is no longer given out: that is what such a refusal may say.
+                    let refused = refused.map(|error| match resent && error.code() == ErrorCode::FailedPrecondition {
+                        true => {
+                            Error::unknown("the ack was sent before, and that answer was lost: it may be committed")
+                        }
+                        false => error,
+                    });
                     for confirm in confirms {
                         let _ = confirm.send(refused.clone().map_or(Ok(()), Err));
                     }
@@ -244,6 +258,7 @@ impl Acks {
         for (place, confirms) in other.places {
             self.places.entry(place).or_default().extend(confirms);
         }
+        self.resent.extend(other.resent);
     }
 
     /// Takes the first `count` places.
@@ -252,7 +267,11 @@ impl Acks {
             None => std::mem::take(self),
             Some(first_left) => {
                 let left = self.places.split_off(&first_left);
-                Acks { places: std::mem::replace(&mut self.places, left) }
+                let resent_left = self.resent.split_off(&first_left);
+                Acks {
+                    places: std::mem::replace(&mut self.places, left),
+                    resent: std::mem::replace(&mut self.resent, resent_left),
+                }
             }
         }
     }
@@ -277,4 +296,43 @@ fn ranges(places: impl Iterator<Item = Place>) -> Vec<OffsetRange> {
         }
     }
     ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use weft_proto::v1::{self, AckRefusal};
+
+    use super::*;
+
+    #[test]
+    fn an_ack_sent_again_that_is_refused_may_be_committed() {
+        let refusal = || AckRefusal {
+            range: None,
+            error: Some(v1::Error {
+                code: ErrorCode::FailedPrecondition.into(),
+                retry: Retry::Never.into(),
+                ..v1::Error::default()
+            }),
+        };
+        let sent = |state: &mut State| match state.frames().as_slice() {
+            [Frame::Ack(ack)] => ack.request_id,
+            other => panic!("one ack frame, not {other:?}"),
+        };
+        for (again, code) in [(false, ErrorCode::FailedPrecondition), (true, ErrorCode::OutcomeUnknown)] {
+            let mut state = State::new(CREDIT);
+            state.begin();
+            let (confirm, mut told) = oneshot::channel();
+            state.ack(Place { partition: 0, epoch: 1, offset: 7 }, Some(confirm));
+            let mut request_id = sent(&mut state);
+            if again {
+                // The connection is lost before the answer.
+                state.begin();
+                request_id = sent(&mut state);
+            }
+            assert!(!state.answered(AckAnswer { request_id, refused: vec![refusal()] }));
+            let told = told.try_recv().expect("told");
+            assert_eq!(told.expect_err("refused").code(), code);
+            assert!(!state.has_acks());
+        }
+    }
 }

@@ -100,13 +100,10 @@ pub struct ObservedBatch {
 
 impl Observer {
     pub(super) async fn open(builder: SubscriberBuilder) -> Result<Observer, Error> {
-        let described = builder.client.topics().describe(&builder.topic).await?;
-        let topic = described.topic.ok_or_else(|| Error::unknown("the node sent a description without a topic"))?;
-        let ends: BTreeMap<u32, u64> =
-            described.partitions.iter().filter_map(|place| Some((place.partition, place.end_offset?))).collect();
         let credit = builder.credit.unwrap_or(CREDIT_BYTES);
         let template = SubscribeOpen { credit, ..builder.frame() };
         let now = matches!(template.start(), StartAt::Now | StartAt::Unspecified);
+        let (topic, ends) = places(&builder, now.then_some(template.partition)).await?;
         let mut observer = Observer {
             client: builder.client,
             topic,
@@ -283,6 +280,40 @@ impl Observer {
         let connection = connection.clone();
         self.open.insert(number, FeedState { partition, connection, requests, used: 0 });
         Ok(())
+    }
+}
+
+/// The topic, and where its partitions end, as far as known.
+///
+/// `pinned`: the end of this partition (`None`: of all) must be known. An observer from now on that loses its node
+/// before the first event could not tell where it was. While a partition has no owner, nobody knows its end.
+async fn places(
+    builder: &SubscriberBuilder,
+    pinned: Option<Option<u32>>,
+) -> Result<(Topic, BTreeMap<u32, u64>), Error> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut tries = 0;
+    loop {
+        let described = builder.client.topics().describe(&builder.topic).await?;
+        let topic = described.topic.ok_or_else(|| Error::unknown("the node sent a description without a topic"))?;
+        let ends: BTreeMap<u32, u64> =
+            described.partitions.iter().filter_map(|place| Some((place.partition, place.end_offset?))).collect();
+        let missing = (0..topic.partitions).find(|index| {
+            pinned.is_some_and(|only| only.is_none_or(|only| only == *index)) && !ends.contains_key(index)
+        });
+        let Some(missing) = missing else { return Ok((topic, ends)) };
+        let pause = builder.client.backoff(tries);
+        if Instant::now() + pause >= deadline {
+            let message = format!("partition {missing} of topic {} has no owner that says where it ends", topic.name);
+            return Err(Error::Refused {
+                code: ErrorCode::NoOwner,
+                message: message.into(),
+                retry: Retry::Same,
+                owner: 0,
+            });
+        }
+        tokio::time::sleep(pause).await;
+        tries += 1;
     }
 }
 
