@@ -224,7 +224,8 @@ def load(servers, seconds, workers, rate, prefix):
     With 0 seconds it goes on until stdin is closed.
     """
     target = servers[0] if len(servers) == 1 else "ipv4:" + ",".join(servers)
-    stub = Stub(grpc.insecure_channel(target))
+    # Of a list of addresses grpcio makes an authority that no HTTP/2 server of Rust accepts.
+    stub = Stub(grpc.insecure_channel(target, options=[("grpc.default_authority", "weft")]))
     began, lock, closed = time.monotonic(), threading.Lock(), threading.Event()
     if not seconds:
         threading.Thread(target=lambda: (sys.stdin.read(), closed.set()), daemon=True).start()
@@ -241,7 +242,8 @@ def load(servers, seconds, workers, rate, prefix):
             sent = due
             status, detail = "OK", ""
             try:
-                assert stub.unary(schema.Call(id=request_id, data=b"d" * 100), timeout=5).id == request_id
+                call = schema.Call(id=request_id, data=b"d" * 100)
+                assert stub.unary(call, timeout=5, metadata=[("load-id", request_id)]).id == request_id
             except grpc.RpcError as error:
                 found = info(error)
                 status, detail = error.code().name, found.reason if found else error.details()

@@ -1,7 +1,7 @@
 """An ordinary grpcio server; it knows nothing of Weft.
 
-Prints its port, then serves until stdin closes. Every call that it begins is a line of --calls, written before it answers:
-{"id", "method", "event": "began" | "cancelled", "deadline_s"}.
+Prints its port, then serves until stdin closes. Every call is a line of --calls when its head has come, when it begins, and
+when it is cancelled: {"id", "method", "event": "came" | "began" | "cancelled", "deadline_s"}.
 """
 
 import argparse
@@ -21,15 +21,29 @@ from grpc_status import rpc_status
 import schema
 
 
+class Arrivals(grpc.ServerInterceptor):
+    """Notes a call before it waits for a thread; its id is in the metadata."""
+
+    def __init__(self, echo):
+        self.echo = echo
+
+    def intercept_service(self, continuation, details):
+        for key, value in details.invocation_metadata:
+            if key == "load-id":
+                self.echo.note("came", details.method, value, None)
+        return continuation(details)
+
+
 class Echo:
     def __init__(self, calls, name, spoil):
         self.calls, self.name, self.spoil = calls, name, spoil
         self.lock = threading.Lock()
 
     def note(self, event, method, request_id, context):
-        line = {"id": request_id, "method": method, "event": event, "deadline_s": context.time_remaining()}
+        line = {"id": request_id, "method": method, "event": event}
+        line["deadline_s"] = context.time_remaining() if context else None
         with self.lock:
-            times = 2 if self.spoil == "twice" else 1
+            times = 2 if self.spoil == "twice" and event == "began" else 1
             self.calls.write((json.dumps(line) + "\n") * times)
             self.calls.flush()
 
@@ -114,9 +128,9 @@ def main():
     arguments.add_argument("--spoil", default="")
     arguments = arguments.parse_args()
     options = [("grpc.max_receive_message_length", 64 << 20), ("grpc.max_send_message_length", 64 << 20)]
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=64), options=options)
     with open(arguments.calls, "a", encoding="utf-8") as calls:
         echo = Echo(calls, arguments.name, arguments.spoil)
+        server = grpc.server(futures.ThreadPoolExecutor(max_workers=64), interceptors=[Arrivals(echo)], options=options)
         server.add_generic_rpc_handlers((echo.handlers(),))
         checks = health.HealthServicer()
         checks.set(schema.SERVICE, health_pb2.HealthCheckResponse.SERVING)
