@@ -18,9 +18,12 @@ use crate::history::{History, What};
 use crate::host::{Control, SimHost, step, until_abort};
 use crate::network::Network;
 use crate::plan::{Fault, Plan};
+use crate::workload::calls;
 
 /// The host on which all clients run.
 pub const CLIENTS: &str = "clients";
+/// The hosts on which the instances of a service run.
+pub const INSTANCES: [&str; 2] = ["i1", "i2"];
 /// Where a node keeps its data.
 pub const DATA: &str = "/data";
 /// The usual latency of a message.
@@ -41,6 +44,7 @@ pub struct Cluster<'a> {
     network: Network,
     addresses: Vec<IpAddr>,
     clients: IpAddr,
+    instances: [IpAddr; 2],
     down: Vec<bool>,
     disks_lie: bool,
     restarts: Vec<u32>,
@@ -59,6 +63,7 @@ enum Due {
     Calm,
     Latency,
     Unhang(usize),
+    Bounce(usize),
     Unfail(usize),
     Unfill(usize),
     Fault(Fault),
@@ -91,6 +96,14 @@ impl<'a> Cluster<'a> {
         for late in &addresses[plan.founders()..] {
             sim.crash(*late);
         }
+        let instances = INSTANCES.map(|name| sim.lookup(name));
+        for name in INSTANCES {
+            let history = history.clone();
+            sim.host(name, move || {
+                let serving = calls::instance(history.clone(), name.to_owned());
+                async move { Ok(serving.await?) }
+            });
+        }
         let due = plan.faults.iter().map(|(at, fault)| (*at, Due::Fault(fault.clone()))).collect();
         Ok(Cluster {
             sim,
@@ -100,6 +113,7 @@ impl<'a> Cluster<'a> {
             network: Network::default(),
             addresses,
             clients,
+            instances,
             down: (0..plan.nodes).map(|node| node >= plan.founders()).collect(),
             disks_lie: plan.disks_lie,
             restarts: vec![0; plan.nodes],
@@ -111,6 +125,11 @@ impl<'a> Cluster<'a> {
     /// Where clients reach the nodes.
     pub fn client_addresses(&self) -> Vec<String> {
         self.addresses.iter().map(|ip| format!("{ip}:7400")).collect()
+    }
+
+    /// Where the instances run.
+    pub fn instance_addresses(&self) -> Vec<IpAddr> {
+        self.instances.to_vec()
     }
 
     /// The storm begins now: the plan's times count from here.
@@ -199,7 +218,7 @@ impl<'a> Cluster<'a> {
     }
 
     fn everyone(&self) -> Vec<IpAddr> {
-        self.addresses.iter().copied().chain([self.clients]).collect()
+        self.addresses.iter().copied().chain([self.clients]).chain(self.instances).collect()
     }
 
     fn others(&self, nodes: &[usize], clients: bool) -> Vec<IpAddr> {
@@ -226,6 +245,7 @@ impl<'a> Cluster<'a> {
             }
             Due::Calm => self.set_loss(0, 0),
             Due::Latency => self.set_latency(LATENCY.1),
+            Due::Bounce(instance) => self.sim.bounce(self.instances[instance]),
             Due::Unhang(node) => self.controls[node].disk.set_faults(|faults| faults.hangs = false),
             Due::Unfail(node) => self.controls[node].disk.set_faults(|faults| faults.fails = false),
             Due::Unfill(node) => self.controls[node].disk.set_faults(|faults| {
@@ -247,6 +267,10 @@ impl<'a> Cluster<'a> {
                     self.stop(node);
                     self.later(away, Due::Start(node));
                 }
+            }
+            Fault::Instance { instance, away } => {
+                self.sim.crash(self.instances[instance]);
+                self.later(away, Due::Bounce(instance));
             }
             Fault::Pause { node, lasts } => {
                 if self.network.hold(&self.sim, self.addresses[node], &self.everyone()) {

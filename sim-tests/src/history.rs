@@ -60,6 +60,18 @@ pub enum What {
     RegistryRefused { call: u64 },
     /// It may or may not have taken effect.
     RegistryUnknown { call: u64, error: String },
+    /// A call was sent; the instance is to think for `work_ms`. `timeout_ms` 0: no deadline.
+    CallInvoke { call: u64, idempotent: bool, work_ms: u64, timeout_ms: u64 },
+    /// An instance began to run it.
+    CallRan { call: u64, instance: String },
+    /// The instance was told that nobody waits for it any more.
+    CallCancelled { call: u64 },
+    /// It was answered by an instance.
+    CallOk { call: u64 },
+    /// It has certainly not run.
+    CallFail { call: u64, error: String },
+    /// It may or may not have run.
+    CallUnknown { call: u64, error: String },
     /// What a node says of who acts.
     Owner { node: String, shard: u32, owner: String, epoch: u64 },
     /// A node's copy of the registry at an index: the ids of all topics.

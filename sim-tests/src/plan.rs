@@ -36,6 +36,8 @@ pub enum Fault {
     PowerLoss { nodes: Vec<usize>, away: Duration },
     /// A process is killed; the page cache survives.
     Kill { node: usize, away: Duration },
+    /// An instance of the service that is called dies, and comes back.
+    Instance { instance: usize, away: Duration },
     /// All messages from and to a node are held and delivered at the end, as if it had stood still.
     Pause { node: usize, lasts: Duration },
     /// Nodes on one side do not hear those of the other. With `clients`, they are on the other side.
@@ -66,7 +68,7 @@ impl Fault {
     /// How long the network must be left alone after it begins.
     fn lasts(&self) -> Duration {
         match self {
-            Fault::PowerLoss { away, .. } | Fault::Kill { away, .. } => *away,
+            Fault::PowerLoss { away, .. } | Fault::Kill { away, .. } | Fault::Instance { away, .. } => *away,
             Fault::Pause { lasts, .. }
             | Fault::Partition { lasts, .. }
             | Fault::OneWay { lasts, .. }
@@ -103,6 +105,9 @@ impl Plan {
         // Dice of their own, so that the other seeds stay what they were.
         if seed % 4 == 3 {
             plan.draw_disk_faults(&mut StdRng::seed_from_u64(seed ^ 0xD15C));
+        }
+        if seed % 2 == 0 {
+            plan.draw_instance_faults(&mut StdRng::seed_from_u64(seed ^ 0xCA11));
         }
         plan
     }
@@ -150,6 +155,16 @@ impl Plan {
                 _ => Fault::FullDisk { node, room: dice.random_range(0..64 << 10), lasts },
             };
             self.faults.push((at, fault));
+        }
+        self.faults.sort_by_key(|(at, _)| *at);
+    }
+
+    /// Instances that die, into whatever else happens.
+    fn draw_instance_faults(&mut self, dice: &mut StdRng) {
+        for _ in 0..dice.random_range(1..4) {
+            let at = Duration::from_millis(dice.random_range(500..14_000));
+            let away = Duration::from_millis(dice.random_range(100..3_000));
+            self.faults.push((at, Fault::Instance { instance: dice.random_range(0..2), away }));
         }
         self.faults.sort_by_key(|(at, _)| *at);
     }

@@ -103,7 +103,7 @@ fn shortened(mut broken: Vec<String>) -> Vec<String> {
 }
 
 fn weather(plan: &Plan, cluster: &mut Cluster<'_>, history: &History) -> Result<()> {
-    let shared = Shared::new(plan, cluster.client_addresses(), history.clone());
+    let shared = Shared::new(plan, cluster.client_addresses(), cluster.instance_addresses(), history.clone());
     let (clients, partitions) = (shared.clone(), plan.partitions);
     cluster.sim.client(CLIENTS, async move { Ok(workload::conduct(clients, partitions).await?) });
 

@@ -7,6 +7,7 @@ pub mod p4_at_least_once_out;
 pub mod p5_ordered;
 pub mod p6_one_owner;
 pub mod p7_registry;
+pub mod p8_honest_calls;
 pub mod p9_no_silent_rot;
 
 use crate::history::Entry;
@@ -14,7 +15,7 @@ use crate::history::Entry;
 /// Checks all promises; each line names the promise that is broken, and how.
 pub fn check(entries: &[Entry]) -> Vec<String> {
     type Checker = fn(&[Entry]) -> Vec<String>;
-    let checkers: [(&str, Checker); 8] = [
+    let checkers: [(&str, Checker); 9] = [
         ("P1", p1_durable::check),
         ("P2", p2_identical::check),
         ("P3", p3_once_in::check),
@@ -22,6 +23,7 @@ pub fn check(entries: &[Entry]) -> Vec<String> {
         ("P5", p5_ordered::check),
         ("P6", p6_one_owner::check),
         ("P7", p7_registry::check),
+        ("P8", p8_honest_calls::check),
         ("P9", p9_no_silent_rot::check),
     ];
     let broken = checkers

@@ -2,10 +2,12 @@
 //! writing down what they ask and are told.
 
 mod audit;
+pub mod calls;
 mod consume;
 mod publish;
 mod registry;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -49,17 +51,18 @@ pub struct Shared {
     /// Set by the harness and by the clients' conductor.
     pub phase: watch::Sender<Phase>,
     servers: Vec<String>,
+    instances: Vec<IpAddr>,
     seed: u64,
     next_id: Arc<AtomicU64>,
-    /// Publishes that have no outcome yet.
+    /// Publishes and calls that have no outcome yet.
     open: Arc<AtomicU64>,
 }
 
 impl Shared {
-    /// For a run of `plan` against nodes at `servers`.
-    pub fn new(plan: &Plan, servers: Vec<String>, history: History) -> Shared {
+    /// For a run of `plan` against nodes at `servers`, with instances of the service to call at `instances`.
+    pub fn new(plan: &Plan, servers: Vec<String>, instances: Vec<IpAddr>, history: History) -> Shared {
         let phase = watch::Sender::new(Phase::Found);
-        Shared { history, phase, servers, seed: plan.seed, next_id: Arc::default(), open: Arc::default() }
+        Shared { history, phase, servers, instances, seed: plan.seed, next_id: Arc::default(), open: Arc::default() }
     }
 
     fn phase(&self) -> Phase {
@@ -148,6 +151,10 @@ pub async fn conduct(shared: Shared, partitions: u32) -> Result<()> {
     tasks.spawn(consume::observer(shared.clone(), 0));
     for number in 0..2 {
         tasks.spawn(registry::writer(shared.clone(), number));
+    }
+    tasks.spawn(calls::register(shared.clone(), shared.instances.clone()));
+    for number in 0..2 {
+        tasks.spawn(calls::caller(shared.clone(), number));
     }
     for node in 0..shared.servers.len() {
         tasks.spawn(audit::auditor(shared.clone(), node));

@@ -1,5 +1,6 @@
 //! Tests of the simulator itself.
 
+mod calls;
 mod host;
 mod instances;
 mod scenarios;

@@ -7,12 +7,12 @@ use weft_sim::history::What;
 use weft_sim::plan::{Fault, Plan};
 use weft_sim::run::{Outputs, Verdict, run};
 
-const fn ms(count: u64) -> Duration {
+pub(crate) const fn ms(count: u64) -> Duration {
     Duration::from_millis(count)
 }
 
 /// Three nodes, four shards, three partitions and these faults.
-fn plan(seed: u64, storm: Duration, faults: Vec<(Duration, Fault)>) -> Plan {
+pub(crate) fn plan(seed: u64, storm: Duration, faults: Vec<(Duration, Fault)>) -> Plan {
     Plan { storm, faults, ..Plan::calm(seed) }
 }
 
@@ -22,14 +22,14 @@ fn play(plan: Plan) -> Verdict {
     verdict.expect("no file is involved")
 }
 
-fn sound(plan: Plan) -> Verdict {
+pub(crate) fn sound(plan: Plan) -> Verdict {
     let verdict = play(plan);
     assert!(verdict.broken.is_empty(), "{:#?}", verdict.broken);
     verdict
 }
 
 /// When the harness noted something that contains `text` for the first time.
-fn noted(verdict: &Verdict, text: &str) -> Option<Duration> {
+pub(crate) fn noted(verdict: &Verdict, text: &str) -> Option<Duration> {
     verdict.history.iter().find_map(|entry| match &entry.what {
         What::Fault { text: note } if note.contains(text) => Some(Duration::from_micros(entry.at_us)),
         _ => None,
