@@ -1,6 +1,6 @@
 //! The aims, and the table that compares what was measured with them.
 
-use super::figure::Figure;
+use crate::figure::Figure;
 
 /// What a figure's measure should be.
 struct Aim {

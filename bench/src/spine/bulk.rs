@@ -8,8 +8,8 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use weft_e2e::cluster::Cluster;
 use weft_sdk::{Client, Producer};
 
-use super::figure::{Figure, Stretch, micros};
 use super::{Events, size, topic};
+use crate::figure::{Figure, Stretch, micros};
 
 /// One event of so many is timed from its push to its receipt.
 const TIMED_EVERY: u64 = 1_024;

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use weft_e2e::cluster::Cluster;
 use weft_sdk::{Client, StartAt};
 
-use super::figure::{Figure, Stretch};
 use super::{Events, topic};
+use crate::figure::{Figure, Stretch};
 
 pub(super) const BULK: &str = "consume, bulk";
 pub(super) const ACKED: &str = "consume, ack per event";

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use weft_e2e::cluster::Cluster;
 
-use super::figure::Figure;
+use crate::figure::Figure;
 use crate::process::{Cpu, resident_bytes};
 
 /// Time for the founding to settle.

@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use weft_e2e::cluster::Cluster;
 use weft_sdk::{Ack, Client};
 
-use super::figure::{Figure, micros};
 use super::{Events, KEYS, PARTITIONS, topic};
+use crate::figure::{Figure, micros};
 
 pub(super) const NAME: &str = "kill";
 

@@ -7,8 +7,8 @@ use tokio::runtime::Handle;
 use weft_e2e::cluster::Cluster;
 use weft_sdk::{Ack, Client, Producer, StartAt};
 
-use super::figure::{Figure, Stretch, micros};
 use super::{Events, topic};
+use crate::figure::{Figure, Stretch, micros};
 
 pub(super) const UNARY: &str = "one at a time, unary";
 pub(super) const STREAM: &str = "one at a time, stream";

@@ -3,7 +3,6 @@
 mod aims;
 mod bulk;
 mod consume;
-mod figure;
 mod idle;
 mod kills;
 mod latency;
@@ -16,7 +15,7 @@ use bytes::Bytes;
 use weft_e2e::cluster::Cluster;
 use weft_sdk::{Client, Event};
 
-use figure::Figure;
+use crate::figure::Figure;
 
 /// Partitions of every topic.
 const PARTITIONS: u32 = 8;

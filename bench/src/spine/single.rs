@@ -10,8 +10,8 @@ use hdrhistogram::Histogram;
 use weft_e2e::cluster::Cluster;
 use weft_sdk::{Client, Producer};
 
-use super::figure::{Figure, Stretch, micros};
 use super::{Events, size, topic};
+use crate::figure::{Figure, Stretch, micros};
 
 /// Publishes in flight, over all publishers.
 const IN_FLIGHT: usize = 1_000;
