@@ -35,7 +35,7 @@ use crate::gateways::admin::Admin;
 use crate::gateways::door::{self, Door, Health, Reflection, reflection};
 use crate::gateways::events::Events;
 use crate::gateways::peer::Peer;
-use crate::gateways::proxy::Proxy;
+use crate::gateways::proxy::{self, Proxy};
 use crate::gateways::services::{self, Services};
 use crate::gateways::status::{Drivers, Status};
 use crate::host::{Host, Listener, Tasks};
@@ -76,6 +76,9 @@ pub async fn run(config: Config, host: Arc<dyn Host>, stop: CancellationToken) -
     ensure!(!failed, "a vital task ended; its error is in the log above");
     Ok(())
 }
+
+/// How long an instance may take to describe itself.
+const REFLECTION_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A node that runs.
 struct Node {
@@ -199,8 +202,13 @@ impl Node {
         let status = Status::new(Arc::new(drivers), view.clone(), stopping.doors.clone());
         let stop = stopping.doors.clone();
         let health = Health::new(view.clone(), stopping.draining.clone(), stop.clone());
-        let reflection =
-            Reflection::new(view.clone(), reflection::nobody(), stop.clone()).context("read the API's descriptors")?;
+        let asked = calls.clone();
+        let ask: reflection::Ask = Arc::new(move |question| {
+            let reflection::Question { caller, namespace, grpc_service, request } = question;
+            let (calls, patience) = (asked.clone(), REFLECTION_PATIENCE);
+            Box::pin(async move { proxy::ask(&calls, caller, namespace, grpc_service, &request, patience).await })
+        });
+        let reflection = Reflection::new(view.clone(), ask, stop.clone()).context("read the API's descriptors")?;
         let routes = routes(&events, &status, &services, &health, &reflection, config);
         let proxy = Proxy::new(calls);
         let calls: door::Calls = Arc::new(move |request, respond, caller| {

@@ -19,6 +19,9 @@ pub struct Call {
     pub deadline: Option<Instant>,
     /// Its client says that it may run more than once.
     pub idempotent: bool,
+    /// Which service's instances it is for, if not the one that its path names: gRPC's own services (reflection) are
+    /// served beside each.
+    pub of_service: Option<String>,
     uri: Uri,
     /// Where the service ends in the path.
     slash: usize,
@@ -32,12 +35,21 @@ impl Call {
     pub fn new(uri: Uri, headers: HeaderMap, caller: Caller) -> Option<Call> {
         let (service, _) = route::method_of(uri.path())?;
         let slash = service.len() + 1;
-        Some(Call { caller, namespace: String::new(), deadline: None, idempotent: false, uri, slash, headers })
+        Some(Call {
+            caller,
+            namespace: String::new(),
+            deadline: None,
+            idempotent: false,
+            of_service: None,
+            uri,
+            slash,
+            headers,
+        })
     }
 
-    /// The gRPC service: "shop.Cart".
+    /// The gRPC service whose instances it is for: "shop.Cart".
     pub fn grpc_service(&self) -> &str {
-        &self.uri.path()[1..self.slash]
+        self.of_service.as_deref().unwrap_or(&self.uri.path()[1..self.slash])
     }
 
     /// The method: "Get".

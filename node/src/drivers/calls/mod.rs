@@ -19,6 +19,7 @@ mod remote;
 mod rotation;
 mod serve;
 mod tls;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,6 +41,7 @@ pub use config::CallsConfig;
 pub use failure::{Failed, Failure};
 pub use metrics::{Metrics, ServiceLabel};
 pub use pool::OnFailed;
+pub use whole::Whole;
 
 use crate::drivers::link::Links;
 use crate::host::{Host, Tasks};

@@ -4,6 +4,7 @@
 
 mod client;
 mod read;
+mod reflection;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +19,7 @@ use weft_cluster::caller::Caller;
 
 use crate::drivers::calls::{Calls, Failure, H2Source};
 use client::H2Client;
+pub use reflection::ask;
 
 /// The proxy. Cheap to clone.
 #[derive(Clone)]

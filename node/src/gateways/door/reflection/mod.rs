@@ -21,9 +21,7 @@ use tonic_reflection::pb::v1alpha;
 use tonic_reflection::pb::v1alpha::server_reflection_server as alpha_server;
 use tonic_reflection::pb::v1alpha::server_reflection_server::ServerReflectionServer as AlphaServer;
 use weft_cluster::caller::Caller;
-use weft_cluster::ids::InstanceId;
 use weft_cluster::view::ClusterView;
-use weft_proto::v1::ErrorCode;
 
 use self::descriptors::Descriptors;
 use super::health;
@@ -38,26 +36,13 @@ pub struct Question {
     pub namespace: String,
     /// The service's full gRPC name.
     pub grpc_service: String,
-    /// The instance asked before, which knows the files that it has named. Another one answers if it is gone.
-    pub instance: Option<InstanceId>,
     /// What is asked, by reflection's own protocol.
     pub request: ServerReflectionRequest,
 }
 
-/// Asks an instance of a service, on the way of all calls; says who has answered.
-pub type Ask = Arc<
-    dyn Fn(Question) -> Promise<'static, Result<(InstanceId, ServerReflectionResponse), weft_proto::v1::Error>>
-        + Send
-        + Sync,
->;
-
-/// While there is no way to users' instances.
-pub fn nobody() -> Ask {
-    Arc::new(|question| {
-        let message = format!("no instance of {} can be asked", question.grpc_service);
-        Box::pin(std::future::ready(Err(wire::error(ErrorCode::NoInstance, message))))
-    })
-}
+/// Asks an instance of a service, on the way of all calls.
+pub type Ask =
+    Arc<dyn Fn(Question) -> Promise<'static, Result<ServerReflectionResponse, weft_proto::v1::Error>> + Send + Sync>;
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
@@ -108,8 +93,8 @@ struct Conversation {
     reflection: Reflection,
     caller: Caller,
     namespace: String,
-    /// The service and instance that answered last: a file, or a type, is asked of it.
-    last: Option<(String, InstanceId)>,
+    /// The service whose instance answered last: a file, or a type, is asked of it.
+    last: Option<String>,
 }
 
 impl Conversation {
@@ -152,7 +137,7 @@ impl Conversation {
                     return Ok(found(file));
                 }
                 match self.reflection.service_of(&self.namespace, symbol) {
-                    Some(service) => self.ask(service, None, request).await,
+                    Some(service) => self.ask(service, request).await,
                     None => self.ask_last(request, "symbol", symbol).await,
                 }
             }
@@ -177,7 +162,7 @@ impl Conversation {
         name: &str,
     ) -> Result<MessageResponse, Status> {
         match self.last.clone() {
-            Some((service, instance)) => self.ask(service, Some(instance), request).await,
+            Some(service) => self.ask(service, request).await,
             None => Err(Status::not_found(format!("this node knows no {what} {name:?}; ask for a service first"))),
         }
     }
@@ -185,18 +170,16 @@ impl Conversation {
     async fn ask(
         &mut self,
         grpc_service: String,
-        instance: Option<InstanceId>,
         request: &ServerReflectionRequest,
     ) -> Result<MessageResponse, Status> {
         let question = Question {
             caller: self.caller.clone(),
             namespace: self.namespace.clone(),
             grpc_service: grpc_service.clone(),
-            instance,
             request: request.clone(),
         };
-        let (instance, answer) = (self.reflection.ask)(question).await.map_err(wire::status)?;
-        self.last = Some((grpc_service, instance));
+        let answer = (self.reflection.ask)(question).await.map_err(wire::status)?;
+        self.last = Some(grpc_service);
         answer.message_response.ok_or_else(|| Status::new(Code::Internal, "the instance's answer is empty"))
     }
 }
