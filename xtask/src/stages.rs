@@ -15,8 +15,9 @@ use crate::walls;
 const SEEDS_CI: &str = "0..20";
 /// Seeds that `proof` runs.
 const SEEDS_PROOF: &str = "0..500";
-/// Ways to break the flights check; each must make it fail.
-const FLIGHTS_BREAKS: [&str; 3] = ["drop", "swap", "duplicate"];
+/// The end-to-end checks, each with the ways to break it; each of those must make it fail.
+const CHECKS: [(&str, &[&str]); 3] =
+    [("flights", &["drop", "swap", "duplicate"]), ("grpc", &["twice", "metadata", "data"]), ("drain", &["abrupt"])];
 
 /// What CI runs, stage by stage; stops at the first that fails.
 pub(crate) fn test() -> Result<()> {
@@ -28,7 +29,9 @@ pub(crate) fn test() -> Result<()> {
     report.stage("test", || cargo(&["test", "--workspace"]))?;
     report.stage("sim seeds", || run_built("weft-sim", "debug", &["run", "--seeds", SEEDS_CI]))?;
     report.stage("sim meta", || run_built("weft-sim", "debug", &["meta", "--seed", "1"]))?;
-    report.stage("e2e flights", || run_built("weft-e2e", "debug", &["flights"]))?;
+    for (check, _) in CHECKS {
+        report.stage(&format!("e2e {check}"), || run_built("weft-e2e", "debug", &[check]))?;
+    }
     report.print("test");
     Ok(())
 }
@@ -39,14 +42,16 @@ pub(crate) fn proof() -> Result<()> {
     report.stage("build", build_bins)?;
     report.stage("sim seeds", || run_built("weft-sim", "debug", &["run", "--seeds", SEEDS_PROOF]))?;
     report.stage("sim meta", || run_built("weft-sim", "debug", &["meta", "--seed", "7"]))?;
-    report.stage("e2e flights", || run_built("weft-e2e", "debug", &["flights"]))?;
-    for name in FLIGHTS_BREAKS {
-        report.stage(&format!("e2e flights --break {name}"), || {
-            match run_built("weft-e2e", "debug", &["flights", "--break", name]) {
-                Ok(()) => bail!("the check passed although its input was broken"),
-                Err(_) => Ok(()),
-            }
-        })?;
+    for (check, breaks) in CHECKS {
+        report.stage(&format!("e2e {check}"), || run_built("weft-e2e", "debug", &[check]))?;
+        for name in breaks {
+            report.stage(&format!("e2e {check} --break {name}"), || {
+                match run_built("weft-e2e", "debug", &[check, "--break", name]) {
+                    Ok(()) => bail!("the check passed although its input was broken"),
+                    Err(_) => Ok(()),
+                }
+            })?;
+        }
     }
     report.print("proof");
     Ok(())
