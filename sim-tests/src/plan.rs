@@ -106,7 +106,7 @@ impl Plan {
         if seed % 4 == 3 {
             plan.draw_disk_faults(&mut StdRng::seed_from_u64(seed ^ 0xD15C));
         }
-        if seed % 2 == 0 {
+        if seed.is_multiple_of(2) {
             plan.draw_instance_faults(&mut StdRng::seed_from_u64(seed ^ 0xCA11));
         }
         plan
