@@ -154,3 +154,9 @@ fn what_waited_for_a_connection_is_taken_once_and_in_order() {
     }
     assert!(waited.len() > 64 && answered == waited.len(), "{answered} of {} have receipts", waited.len());
 }
+
+#[test]
+fn a_link_that_survives_a_dead_one_says_that_its_peer_lives() {
+    // Of two links to a peer one was held for dead behind a one-way partition, and nothing was sent there ever after.
+    sound(Plan::of(22));
+}

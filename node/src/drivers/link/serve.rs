@@ -81,6 +81,7 @@ fn after(ended: &ConnectionError, dead: bool) -> Verdict {
 struct Watch {
     vigil: Vigil,
     effects: Vec<Effect>,
+    retired: bool,
     idle_since: Option<Instant>,
     counted_at: Instant,
     counted: Counted,
@@ -101,6 +102,7 @@ impl Watch {
         Watch {
             vigil: Vigil::new(now, inner.config.ping_after, inner.config.suspect_after),
             effects: Vec::new(),
+            retired: link.retired.load(Ordering::Acquire),
             idle_since: None,
             counted_at: now,
             counted: Counted::default(),
@@ -112,6 +114,10 @@ impl Watch {
         let now = Instant::now();
         let stats = link.connection.stats();
         self.vigil.look(now, stats.udp_rx.datagrams, stats.path.rtt, &mut self.effects);
+        let retired = link.retired.load(Ordering::Acquire);
+        if std::mem::replace(&mut self.retired, retired) && !retired {
+            self.vigil.promoted();
+        }
         for effect in self.effects.drain(..) {
             match effect {
                 Effect::Ping => drop(link.connection.send_datagram(Bytes::from_static(&[DATAGRAM_PING]))),

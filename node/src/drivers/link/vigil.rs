@@ -36,6 +36,8 @@ pub(super) struct Vigil {
     looked_at: Instant,
     datagrams: u64,
     suspect: bool,
+    /// What is thought of the peer comes from another link: what is heard here next is news.
+    news: bool,
     probe: Option<Probe>,
     probes: u64,
 }
@@ -57,6 +59,7 @@ impl Vigil {
             looked_at: now,
             datagrams: 0,
             suspect: false,
+            news: false,
             probe: None,
             probes: 0,
         }
@@ -66,6 +69,12 @@ impl Vigil {
     pub(super) fn next_deadline(&self) -> Instant {
         let turn = self.looked_at + self.turn;
         self.probe.as_ref().map_or(turn, |probe| probe.next_at.min(turn))
+    }
+
+    /// The link is in use again, after another one that may have ended as dead: that is not true of this one if anything
+    /// is heard on it from now on.
+    pub(super) fn promoted(&mut self) {
+        self.news = true;
     }
 
     /// Something casts doubt on the peer: probe it, unless that is under way.
@@ -95,7 +104,7 @@ impl Vigil {
         self.looked_at = now;
         if datagrams != self.datagrams {
             (self.datagrams, self.heard_at) = (datagrams, now);
-            if std::mem::take(&mut self.suspect) {
+            if std::mem::take(&mut self.suspect) | std::mem::take(&mut self.news) {
                 effects.push(Effect::Up);
             }
         }
@@ -162,6 +171,16 @@ mod tests {
         assert_eq!(play.look(700, 1), [Effect::Suspect, Effect::Ping]);
         assert_eq!(play.look(800, 1), []);
         assert_eq!(play.look(900, 2), [Effect::Up]);
+    }
+
+    #[test]
+    fn a_link_that_is_in_use_again_says_up_once_it_hears_something() {
+        let mut play = Play::new();
+        assert_eq!(play.look(100, 1), []);
+        play.vigil.promoted();
+        assert_eq!(play.look(200, 1), []);
+        assert_eq!(play.look(300, 2), [Effect::Up]);
+        assert_eq!(play.look(400, 3), []);
     }
 
     #[test]
