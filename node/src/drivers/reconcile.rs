@@ -321,8 +321,10 @@ fn balance(context: &Arc<Context>, state: &State, view: &ClusterView, memory: &m
     }
 }
 
-/// For a planned stop: gives a leadership to a peer that is up and has the log, the preferred one first.
+/// For a planned stop: gives a leadership to a peer that is up and has the log, the preferred one first. One that did
+/// not take it is asked again after the others.
 pub(super) async fn hand_over(context: &Arc<Context>, group: Group, deadline: Instant) {
+    let mut asked: BTreeMap<NodeId, u32> = BTreeMap::new();
     while group.leadership().borrow().leader == Some(context.me) && Instant::now() < deadline {
         let view = context.registry.view().borrow().clone();
         let preferred = group.id().shard().and_then(|shard| view.registry.shard(shard).map(|row| row.preferred));
@@ -334,8 +336,9 @@ pub(super) async fn hand_over(context: &Arc<Context>, group: Group, deadline: In
             })
             .map(|(_, node)| node)
             .collect();
-        heirs.sort_by_key(|node| (Some(node.0) != preferred, *node));
+        heirs.sort_by_key(|node| (asked.get(node).copied(), Some(node.0) != preferred, *node));
         let Some(heir) = heirs.first() else { return };
+        *asked.entry(*heir).or_default() += 1;
         match timeout_at(deadline, group.transfer(*heir)).await {
             Ok(Ok(_)) => return,
             Ok(Err(error)) => tracing::info!(group = %group.id(), to = %heir, %error, "not handed over yet"),

@@ -4,7 +4,8 @@ use std::io;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use openraft::raft::AppendEntriesResponse;
+use openraft::errors::{Fatal, RaftError};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, TransferLeaderResponse};
 use prost::Message;
 use weft_cluster::ids::{NodeId, RaftGroup};
 use weft_proto::internal::v1 as wire;
@@ -13,6 +14,7 @@ use weft_proto::internal::v1::raft_response::Response;
 
 use super::convert;
 use super::rafts::Context;
+use super::types::TypeConfig;
 use super::{Group, Manifest};
 use crate::drivers::link::Parts;
 
@@ -32,6 +34,8 @@ async fn serve(context: &Context, from: NodeId, request: wire::RaftRequest) -> R
     if group.replica().0 != request.to {
         return Err(format!("{id} is here as {}, not as r{}", group.replica(), request.to));
     }
+    // Held until the answer: a replica stops once what it serves is done, and serves nothing new from then on.
+    let _served = group.serves().ok_or_else(|| format!("{id} stops here"))?;
     let raft = &group.inner.raft;
     let text = |error: &dyn std::fmt::Display| error.to_string();
     match request.request.ok_or("an empty raft request")? {
@@ -57,7 +61,7 @@ async fn serve(context: &Context, from: NodeId, request: wire::RaftRequest) -> R
         }
         Request::Transfer(transfer) => {
             let transfer = convert::transfer_from_wire(transfer).map_err(|e| text(&e))?;
-            let outcome = raft.handle_transfer_leader(transfer).await.map_err(|e| text(&e))?;
+            let outcome = inherit(&group, transfer).await.map_err(|e| text(&e))?;
             let reason = outcome.as_ref().err().map(|e| text(e)).unwrap_or_default();
             Ok(Response::Transfer(wire::TransferResponse { accepted: outcome.is_ok(), reason }))
         }
@@ -70,6 +74,29 @@ async fn serve(context: &Context, from: NodeId, request: wire::RaftRequest) -> R
             Ok(Response::Snapshot(response))
         }
     }
+}
+
+/// Takes a leadership that is handed over. openraft waits for a flush of the leader's last entry under the leader's
+/// vote, and after a start knows of none until an append comes, however long the entry has been on the disk. A leader
+/// that hands over sends no heartbeat, so one is made of what its request says: its vote, and where its log ends.
+async fn inherit(
+    group: &Group,
+    transfer: TransferLeaderRequest<TypeConfig>,
+) -> Result<TransferLeaderResponse<TypeConfig>, Fatal<TypeConfig>> {
+    let raft = &group.inner.raft;
+    let last = transfer.last_log_id();
+    // What is not here yet comes as an append.
+    if *transfer.to_node_id() == group.replica().0 && group.end().last >= last.map(convert::position) {
+        let vote = *transfer.from_leader();
+        let heartbeat =
+            AppendEntriesRequest { vote, prev_log_id: last.copied(), entries: Vec::new(), leader_commit: None };
+        match raft.append_entries(heartbeat).await {
+            Ok(AppendEntriesResponse::HigherVote(_)) | Err(RaftError::APIError(_)) => {}
+            Ok(_) => group.hear(vote.leader_id.term),
+            Err(RaftError::Fatal(error)) => return Err(error),
+        }
+    }
+    raft.handle_transfer_leader(transfer).await
 }
 
 /// Another snapshot is welcome when it drops.

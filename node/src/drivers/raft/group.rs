@@ -13,6 +13,8 @@ use openraft::{ChangeMembers, ReadPolicy, ServerState};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use weft_cluster::ids::{Epoch, LogPosition, NodeId, RaftGroup, ReplicaId};
 
 use super::config::openraft_config;
@@ -34,6 +36,8 @@ const REFUSAL_PAUSE: Duration = Duration::from_millis(10);
 const FIGURES_PATIENCE: Duration = Duration::from_millis(50);
 /// How long a purge waits for openraft to note that a checkpoint covers more.
 const MARK_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a replica that stops waits for the requests that it is serving.
+const SERVED_PATIENCE: Duration = Duration::from_secs(1);
 /// A learner this many entries behind counts as caught up.
 const CAUGHT_UP_ENTRIES: u64 = 64;
 
@@ -65,6 +69,8 @@ pub(super) struct Inner {
     /// The term whose leader is known to be dead: its lease binds this voter no longer. 0: none.
     waived: AtomicU64,
     stopped: CancellationToken,
+    /// Requests of peers that are being answered.
+    serving: TaskTracker,
     /// Bumped on every change of a leadership on this node.
     leaderships: watch::Sender<u64>,
 }
@@ -112,6 +118,7 @@ impl Group {
                 fenced: context.fenced.clone(),
                 waived: AtomicU64::new(0),
                 stopped: CancellationToken::new(),
+                serving: TaskTracker::new(),
                 leaderships: context.leaderships.clone(),
             }),
         };
@@ -163,6 +170,9 @@ impl Group {
 
     /// A read point: when it returns, all that was committed before the call is applied here. Never a lease.
     pub async fn read_index(&self) -> Result<LogPosition, ProposeError> {
+        if self.inner.stopped.is_cancelled() {
+            return Err(ProposeError::Stopped("the replica has stopped".into()));
+        }
         match self.inner.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
             Ok(read) => Ok(position(read.log_id())),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
@@ -326,9 +336,21 @@ impl Group {
         vote.committed && vote.leader_id.term == self.inner.waived.load(Ordering::Acquire)
     }
 
-    /// Stops the replica; its data stays.
+    /// To be held while a peer's request is served; none once the replica stops.
+    pub(super) fn serves(&self) -> Option<TaskTrackerToken> {
+        // Counted before the question: a stop that comes between the two waits for it.
+        let served = self.inner.serving.token();
+        (!self.inner.stopped.is_cancelled()).then_some(served)
+    }
+
+    /// Stops the replica; its data stays. Peers are refused from now on, and what they have under way is answered
+    /// first (at most 1 s): a core that is gone answers nobody.
     pub(in crate::drivers) async fn stop(&self) {
         self.inner.stopped.cancel();
+        self.inner.serving.close();
+        if timeout(SERVED_PATIENCE, self.inner.serving.wait()).await.is_err() {
+            tracing::info!(group = %self.inner.id, "stops while requests of peers are served");
+        }
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(group = %self.inner.id, %error, "the replica did not stop in order");
         }

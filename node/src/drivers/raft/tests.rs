@@ -461,6 +461,46 @@ fn a_leader_whose_heir_is_gone_leads_on() {
 }
 
 #[test]
+fn a_node_that_has_just_restarted_takes_a_shard_nobody_writes_to() {
+    let mut cluster = founded(3);
+    // Such a shard is left where it is by the rounds that balance.
+    let settled = |view: &ClusterView| {
+        let mut rows = view.registry.shards();
+        rows.find_map(|row| Some(ShardId(row.shard)).filter(|id| view.owners[id].node.0 == row.preferred))
+    };
+    let view = cluster.node(0).until("a preferred owner", |view| view.owners.len() == 4 && settled(view).is_some());
+    let shard = settled(&view).unwrap();
+    let at = cluster.which(view.owners[&shard].node);
+    let heir = (0..3).find(|which| *which != at).unwrap();
+    let group = cluster.node(at).rafts.group(RaftGroup::of(shard)).unwrap();
+    // What an heir has must not have to be told by a heartbeat that comes in time.
+    group.inner.raft.runtime_config().heartbeat(false);
+    cluster.kill(heir);
+    cluster.start(heir);
+    let heir_id = cluster.node(heir).id;
+    cluster.node(heir).all_owned();
+    let epoch = block(group.transfer(heir_id)).expect("the heir takes the shard");
+    cluster
+        .node(at)
+        .until("the new owner", |view| view.owners[&shard].node == heir_id && view.owners[&shard].epoch == epoch);
+}
+
+#[test]
+fn a_replica_that_stops_refuses_its_peers_after_it_has_answered_them() {
+    let cluster = founded(1);
+    let group = cluster.node(0).registry.group().unwrap();
+    let served = group.serves().expect("it runs");
+    let mut stop = std::pin::pin!(group.stop());
+    block(async {
+        assert!(futures::poll!(stop.as_mut()).is_pending(), "a request is being served");
+        assert!(group.serves().is_none(), "another one is refused");
+        assert!(group.inner.raft.is_initialized().await.is_ok(), "its core still answers");
+        drop(served);
+        stop.await;
+    });
+}
+
+#[test]
 fn a_replica_that_fails_while_it_runs_is_fenced() {
     let cluster = founded(1);
     let node = cluster.node(0);
