@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "weft/v1/cluster.proto",
         "weft/v1/services.proto",
         "weft/demo/v1/greeter.proto",
+        "weft/internal/v1/caller.proto",
         "weft/internal/v1/raft.proto",
         "weft/internal/v1/registry.proto",
         "weft/internal/v1/shard.proto",

@@ -1,7 +1,10 @@
 //! Who asks, and as part of which trace. Every gateway makes one `Caller` per request and passes it on to what it
-//! calls, so that access control and tracing have one place to look.
+//! calls, so that access control and tracing have one place to look. It goes on with the work to other nodes.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use weft_proto::internal::v1 as wire;
 
 /// The principal of a caller that nothing is known of.
 pub const ANONYMOUS: &str = "anonymous";
@@ -20,7 +23,9 @@ pub struct Caller {
 impl Caller {
     /// A caller that has proved nothing.
     pub fn anonymous() -> Caller {
-        Caller { principal: ANONYMOUS.into(), trace: Trace::default() }
+        // Shared: one is made for each batch that comes over a link.
+        static PRINCIPAL: LazyLock<Arc<str>> = LazyLock::new(|| ANONYMOUS.into());
+        Caller { principal: PRINCIPAL.clone(), trace: Trace::default() }
     }
 
     /// A node that acts by itself, by its name.
@@ -31,6 +36,34 @@ impl Caller {
     /// The same caller, with a request of this trace.
     pub fn traced(&self, trace: Trace) -> Caller {
         Caller { principal: self.principal.clone(), trace }
+    }
+
+    /// What goes to another node with the work; `None` for an anonymous caller without a trace.
+    pub fn to_wire(&self) -> Option<wire::Caller> {
+        let known = &*self.principal != ANONYMOUS;
+        (known || self.trace.0.is_some()).then(|| wire::Caller {
+            principal: if known { self.principal.to_string() } else { String::new() },
+            traceparent: self.trace.parent().unwrap_or_default().to_owned(),
+            tracestate: self.trace.state().to_owned(),
+        })
+    }
+
+    /// The caller that another node names.
+    pub fn from_wire(caller: Option<wire::Caller>) -> Caller {
+        let Some(wire::Caller { principal, traceparent, tracestate }) = caller else { return Caller::anonymous() };
+        let anonymous = Caller::anonymous();
+        let principal = if principal.is_empty() { anonymous.principal } else { principal.into() };
+        Caller { principal, trace: Trace::received(&traceparent, &tracestate) }
+    }
+}
+
+/// For logs: the principal, and the trace's id if there is one.
+impl fmt::Display for Caller {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.trace.id() {
+            Some(id) => write!(out, "{} (trace {id})", self.principal),
+            None => out.write_str(&self.principal),
+        }
     }
 }
 
@@ -102,6 +135,21 @@ mod tests {
         assert_eq!(Trace::received(PARENT, &"x".repeat(TRACESTATE_BYTES_MAX + 1)).state(), "");
         let later = format!("01{}-more", &PARENT[2..]);
         assert_eq!(Trace::received(&later, "").parent(), Some(&*later));
+    }
+
+    #[test]
+    fn a_caller_goes_to_another_node_as_it_is() {
+        let anonymous = Caller::anonymous();
+        assert_eq!(anonymous.to_wire(), None, "nothing is sent for the usual caller");
+        let traced = anonymous.traced(Trace::received(PARENT, "vendor=1"));
+        let node = Caller::node("n1");
+        for caller in [anonymous, traced.clone(), node.clone(), node.traced(traced.trace.clone())] {
+            assert_eq!(Caller::from_wire(caller.to_wire()), caller);
+        }
+        let shown = [traced.to_string(), node.to_string()];
+        assert_eq!(shown, ["anonymous (trace 4bf92f3577b34da6a3ce929d0e0e4736)", "node:n1"]);
+        let broken = wire::Caller { traceparent: "00-zz".into(), ..Default::default() };
+        assert_eq!(Caller::from_wire(Some(broken)), Caller::anonymous());
     }
 
     #[test]

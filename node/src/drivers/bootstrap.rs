@@ -209,7 +209,7 @@ async fn resume(context: &Arc<Context>) -> io::Result<()> {
                 level: FEATURE_LEVEL,
             };
             let command = RegistryCommand { level: FEATURE_LEVEL, command: Some(Command::Bootstrap(bootstrap)) };
-            if let Err(refused) = context.registry.propose(command, REGISTER_PATIENCE).await {
+            if let Err(refused) = context.registry.propose(&context.registry.own(), command, REGISTER_PATIENCE).await {
                 tracing::warn!(reason = refused.message, "the registry did not take its first entry");
             }
         }
@@ -278,7 +278,7 @@ async fn join(context: &Arc<Context>, through: NodeId, cluster: u64) -> io::Resu
 async fn register_once(context: &Context) -> Result<(), v1::Error> {
     let register = Command::RegisterNode(RegisterNode { node: Some(context.record.clone()) });
     let command = RegistryCommand { level: FEATURE_LEVEL, command: Some(register) };
-    context.registry.propose(command, REGISTER_PATIENCE).await.map(drop)
+    context.registry.propose(&context.registry.own(), command, REGISTER_PATIENCE).await.map(drop)
 }
 
 /// Makes the registry's record say what this start of the node is, until it does.

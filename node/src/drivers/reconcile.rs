@@ -290,7 +290,7 @@ async fn step(
 
 async fn propose(context: &Context, command: Command) {
     let command = RegistryCommand { level: FEATURE_LEVEL, command: Some(command) };
-    if let Err(refused) = context.registry.propose(command, PROPOSE_PATIENCE).await {
+    if let Err(refused) = context.registry.propose(&context.registry.own(), command, PROPOSE_PATIENCE).await {
         tracing::info!(reason = refused.message, "the registry did not take a change of the shard table");
     }
 }

@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use tokio::sync::mpsc;
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::{InstanceId, NodeId, PartitionId, TopicId};
 use weft_proto::internal::v1::{
     ControlRequest, ControlResponse, DeliverRequest, DeliverResponse, Done, ForwardAnswer, ForwardAppend,
@@ -72,11 +73,12 @@ impl Peer {
 
     /// The batch takes its place in the shard's queue before this returns.
     fn append(&self, body: Bytes) -> Promise<'static, Result<Parts, String>> {
-        let append = match ForwardAppend::decode(body) {
+        let mut append = match ForwardAppend::decode(body) {
             Ok(append) => append,
             Err(error) => return Box::pin(std::future::ready(Err(unreadable("append", &error)))),
         };
-        let outcome = self.shards.append(append);
+        let caller = Caller::from_wire(append.caller.take());
+        let outcome = self.shards.append(&caller, append);
         Box::pin(async move {
             let result = match outcome.await {
                 Ok(receipt) => forward_answer::Result::Receipt(receipt),
@@ -132,9 +134,11 @@ fn unreadable(what: &str, error: &prost::DecodeError) -> String {
 
 /// Serves one deliver stream whose first frame is `first`.
 async fn deliver(shards: Shards, first: Bytes, stream: LinkStream) {
-    let Ok(DeliverRequest { frame: Some(deliver_request::Frame::Open(open)) }) = DeliverRequest::decode(first) else {
+    let Ok(DeliverRequest { frame: Some(deliver_request::Frame::Open(mut open)) }) = DeliverRequest::decode(first)
+    else {
         return;
     };
+    let caller = Caller::from_wire(open.caller.take());
     let LinkStream { mut send, mut receive } = stream;
     let (requests_in, requests) = mpsc::channel(DELIVER_FRAMES_MAX);
     let (responses, mut responses_out) = mpsc::channel(DELIVER_FRAMES_MAX);
@@ -154,7 +158,7 @@ async fn deliver(shards: Shards, first: Bytes, stream: LinkStream) {
         }
         send.finish();
     };
-    let serve = async { tokio::join!(shards.deliver(open, requests, responses), write) };
+    let serve = async { tokio::join!(shards.deliver(&caller, open, requests, responses), write) };
     tokio::select! {
         biased;
         _ = serve => {}

@@ -8,4 +8,10 @@ pub mod timeout;
 pub use outflow::{Broken, Outflow};
 pub use status::{DOMAIN, errors_page, from_status, status};
 pub use timeout::grpc_timeout;
+use weft_cluster::caller::Caller;
 pub use weft_cluster::errors::{code_of, error, not_owner, reason, retry_name, row_of};
+
+/// Who asks: the door puts it into each own request's extensions.
+pub fn caller<T>(request: &tonic::Request<T>) -> Caller {
+    request.extensions().get().cloned().unwrap_or_else(Caller::anonymous)
+}

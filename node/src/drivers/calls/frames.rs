@@ -24,6 +24,7 @@ mod field {
     pub(super) const HEAD_TIMEOUT: u32 = 5;
     pub(super) const HEAD_CALL: u32 = 6;
     pub(super) const HEAD_BODY: u32 = 7;
+    pub(super) const HEAD_CALLER: u32 = 8;
     pub(super) const NAME: u32 = 1;
     pub(super) const VALUE: u32 = 2;
     pub(super) const OPEN_HEAD: u32 = 1;
@@ -86,6 +87,9 @@ fn head(instance: InstanceId, call: &Call, left: Option<Duration>, id: u64) -> B
     if id != 0 {
         encode_key(field::HEAD_CALL, WireType::SixtyFourBit, &mut out);
         out.extend_from_slice(&id.to_le_bytes());
+    }
+    if let Some(caller) = call.caller.to_wire() {
+        prost::encoding::message::encode(field::HEAD_CALLER, &caller, &mut out);
     }
     out
 }
@@ -270,13 +274,14 @@ mod tests {
         let long = vec![b'x'; 300];
         let headers = map(&[("a", b"1"), ("b-bin", &long), ("a", b"2")]);
         let uri: Uri = "http://shop.example/t.Echo/Unary".parse().expect("a good URI");
-        let call = Call::new(uri, headers.clone(), Caller::anonymous()).expect("a good path");
+        let call = Call::new(uri, headers.clone(), Caller::node("n1")).expect("a good path");
         let body = [Bytes::from(vec![7; 2_000]), Bytes::from_static(b"end")];
         let parts = whole_call(InstanceId(300), &call, Some(Duration::from_millis(2)), 9, body.iter());
         assert_eq!(parts[1].as_ptr(), body[0].as_ptr(), "the body is not copied");
         let mut head = CallHead::decode(joined(&parts)).expect("readable");
         assert_eq!((head.instance, head.timeout_us, head.call), (300, 2_000, 9));
         assert_eq!(head.body, body.concat());
+        assert_eq!(Caller::from_wire(head.caller.take()), call.caller);
         let (uri, read) = request_of(&mut head).expect("good");
         assert_eq!((uri.to_string(), read), ("http://shop.example/t.Echo/Unary".to_owned(), headers.clone()));
 

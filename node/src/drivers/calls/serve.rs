@@ -86,15 +86,17 @@ impl Calls {
     fn accept(&self, mut head: CallHead) -> Result<(Call, Arc<InstanceRecord>), Failure> {
         let now = Instant::now();
         let id = InstanceId(head.instance);
+        let caller = Caller::from_wire(head.caller.take());
         let view = self.inner.view.borrow().clone();
         let instance = view.registry.instance(id).filter(|instance| instance.home == self.inner.me.0);
         let Some(instance) = instance else {
+            tracing::debug!(%caller, instance = %id, "a call comes for an instance that is not at home here");
             return Err(Failure::unreachable(format!("instance {id} is not at home here (any more)")));
         };
         let deadline = (head.timeout_us > 0).then(|| now.checked_add(Duration::from_micros(head.timeout_us))).flatten();
         let bad = |reason: String| Failure::refused(ErrorCode::InvalidArgument, reason);
         let (uri, headers) = frames::request_of(&mut head).map_err(bad)?;
-        let call = Call::new(uri, headers, Caller::anonymous());
+        let call = Call::new(uri, headers, caller);
         let mut call = call.ok_or_else(|| bad("the path names no method".into()))?;
         call.deadline = deadline;
         Ok((call, instance.clone()))

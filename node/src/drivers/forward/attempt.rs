@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use prost::Message;
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::{NodeId, PartitionId};
 use weft_proto::internal::v1::{
     ControlRequest, ControlResponse, ForwardAnswer, ForwardAppend, PartitionRef, PartitionStat, PartitionStats,
@@ -30,11 +31,12 @@ pub(super) struct Attempt {
 }
 
 impl Forward {
-    /// Sends a batch to the owner, or to whom `redirect` names while the view has not changed since. Returns the
-    /// node asked, the owner that the view shows, and the promise of the answer. The place in the owner's queue is
-    /// that of the call, the place in the link's that of the first poll.
+    /// Sends a batch of `caller` to the owner, or to whom `redirect` names while the view has not changed since.
+    /// Returns the node asked, the owner that the view shows, and the promise of the answer. The place in the owner's
+    /// queue is that of the call, the place in the link's that of the first poll.
     pub(super) fn attempt(
         &self,
+        caller: &Caller,
         partition: PartitionId,
         packed: Bytes,
         ack: Ack,
@@ -49,23 +51,25 @@ impl Forward {
             let answer = Box::pin(std::future::ready(Err(refusal::no_owner(partition))));
             return Attempt { node: None, owner, answer };
         };
-        let append = ForwardAppend {
+        let mut append = ForwardAppend {
             shard: shard.0,
             epoch: 0,
             topic: partition.topic.0,
             partition: partition.index,
             ack: ack.into(),
             packed,
+            caller: None,
         };
         if node == view.me {
             self.inner.metrics.local.inc();
             // Queued now, in the order of the calls.
-            let outcome = tokio::time::timeout(patience, self.inner.shards.append(append));
+            let outcome = tokio::time::timeout(patience, self.inner.shards.append(caller, append));
             let late = |_| Err(refusal::outcome_unknown("the owner did not answer in time"));
             let answer = async move { outcome.await.unwrap_or_else(late) };
             return Attempt { node: Some(node), owner, answer: Box::pin(answer) };
         }
         self.inner.metrics.remote.inc();
+        append.caller = caller.to_wire();
         Attempt { node: Some(node), owner, answer: Box::pin(self.clone().remote(node, append, patience)) }
     }
 
@@ -146,7 +150,9 @@ mod tests {
     #[test]
     fn the_parts_decode_to_the_message_and_share_the_batch() {
         let packed = Bytes::from(vec![7; 300]);
-        let append = ForwardAppend { shard: 3, topic: 9, partition: 1, ack: 2, packed: packed.clone(), epoch: 0 };
+        let append =
+            ForwardAppend { shard: 3, topic: 9, partition: 1, ack: 2, packed: packed.clone(), epoch: 0, caller: None };
+        let append = ForwardAppend { caller: Caller::node("n1").to_wire(), ..append };
         let parts = parts(append.clone());
         assert_eq!(parts[1].as_ptr(), packed.as_ptr());
         assert_eq!(ForwardAppend::decode(Bytes::from(parts.concat())), Ok(append));

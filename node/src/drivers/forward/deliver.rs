@@ -9,6 +9,7 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::{GroupId, NodeId, PartitionId, ShardId, TopicId};
 use weft_cluster::view::ClusterView;
 use weft_proto::internal::v1::{DeliverOpen, DeliverRequest, DeliverResponse, deliver_request, deliver_response};
@@ -30,6 +31,8 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 /// What is to be delivered.
 #[derive(Clone, Debug)]
 pub struct DeliverySpec {
+    /// Who is to get it.
+    pub caller: Caller,
     /// The topic.
     pub topic: TopicId,
     /// Its partitions, each with the offset where an observer begins (not looked at for a group).
@@ -105,6 +108,7 @@ impl Deliveries {
     }
 
     /// Sends a request to the owner of a shard; gives it back if too many wait there.
+    #[expect(clippy::result_large_err, reason = "the frame itself comes back, by move as from the channel")]
     pub fn request(&self, shard: usize, frame: deliver_request::Frame) -> Result<(), deliver_request::Frame> {
         self.legs[shard].requests.try_send(frame).map_err(mpsc::error::TrySendError::into_inner)
     }
@@ -181,7 +185,7 @@ impl Leg {
                 biased;
                 gone = self.relay_local(&mut from_owner) => gone,
                 () = async {
-                    self.forward.inner.shards.deliver(open, from_here, to_here).await;
+                    self.forward.inner.shards.deliver(&self.spec.caller, open, from_here, to_here).await;
                     // What it said at last is still to be read.
                     std::future::pending().await
                 } => None,
@@ -192,6 +196,7 @@ impl Leg {
             else {
                 return None;
             };
+            let open = DeliverOpen { caller: self.spec.caller.to_wire(), ..open };
             let open = DeliverRequest { frame: Some(deliver_request::Frame::Open(open)) }.encode_to_vec();
             if send.send(vec![open.into()]).await.is_err() {
                 return None;
@@ -254,6 +259,7 @@ impl Leg {
             consumer: self.spec.consumer,
             credit: progress.credit,
             offsets: if self.spec.group.is_none() { progress.next.values().copied().collect() } else { Vec::new() },
+            caller: None,
         }
     }
 

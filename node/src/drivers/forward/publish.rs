@@ -9,6 +9,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::PartitionId;
 use weft_cluster::view::ClusterView;
 use weft_proto::v1::{Ack, Error, Receipt};
@@ -22,6 +23,7 @@ type Ended = (PartitionId, u64, Result<Receipt, Error>);
 ///
 /// `T` is what the caller recognises an answer by. It works only while [`Publisher::answers`] is awaited.
 pub struct Publisher<T> {
+    caller: Caller,
     forward: Forward,
     view: watch::Receiver<Arc<ClusterView>>,
     windows: BTreeMap<PartitionId, Window<T>>,
@@ -31,9 +33,10 @@ pub struct Publisher<T> {
 }
 
 impl Forward {
-    /// A publisher for one stream.
-    pub fn publisher<T>(&self) -> Publisher<T> {
+    /// A publisher for one stream of `caller`.
+    pub fn publisher<T>(&self, caller: Caller) -> Publisher<T> {
         Publisher {
+            caller,
             forward: self.clone(),
             view: self.inner.view.clone(),
             windows: BTreeMap::new(),
@@ -112,7 +115,7 @@ impl<T> Publisher<T> {
                     let patience = self.forward.inner.config.attempt_patience;
                     let patience = patience.min(slot.deadline.saturating_duration_since(now));
                     let (packed, ack) = (slot.packed.clone(), slot.ack);
-                    let made = self.forward.attempt(*partition, packed, ack, patience, window.redirect);
+                    let made = self.forward.attempt(&self.caller, *partition, packed, ack, patience, window.redirect);
                     let attempt = self.attempts_made;
                     self.attempts_made += 1;
                     window.sent(attempt, made.node, made.owner);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 use weft_batch::{Batch, Limits, Packer, Producer};
+use weft_cluster::caller::Caller;
 use weft_cluster::hashing::partition_of;
 use weft_cluster::ids::{GroupId, PartitionId, TopicId};
 use weft_proto::internal::v1::{
@@ -108,7 +109,8 @@ async fn node(disk: &MemoryDisk) -> Node {
 impl Node {
     async fn propose(&self, command: registry_command::Command) -> registry_outcome::Outcome {
         let command = RegistryCommand { level: 1, command: Some(command) };
-        let outcome = self.registry.propose(command, PATIENCE).await.expect("the registry takes it");
+        let outcome =
+            self.registry.propose(&Caller::anonymous(), command, PATIENCE).await.expect("the registry takes it");
         outcome.outcome.expect("an outcome")
     }
 
@@ -156,7 +158,7 @@ fn batches(count: u64, key: &str) -> Vec<Bytes> {
 
 async fn publish(node: &Node, topic: TopicId, partitions: u32, key: &str, batches: Vec<Bytes>) -> Vec<(usize, u64)> {
     let partition = PartitionId { topic, index: partition_of(key.as_bytes(), partitions) };
-    let mut publisher = node.forward.publisher();
+    let mut publisher = node.forward.publisher(Caller::anonymous());
     for (tag, packed) in batches.into_iter().enumerate() {
         publisher.push(partition, packed, Ack::Committed, node.forward.publish_deadline(), tag);
     }
@@ -185,7 +187,14 @@ async fn publish(node: &Node, topic: TopicId, partitions: u32, key: &str, batche
 /// Everything from offset 0, by an observer, until `count` events have come.
 async fn observe(node: &Node, topic: TopicId, partitions: u32, count: u64) -> BTreeMap<u32, Vec<Bytes>> {
     let offsets = (0..partitions).map(|index| (index, 0)).collect();
-    let spec = DeliverySpec { topic, partitions: offsets, group: None, consumer: 1, credit: 1 << 20 };
+    let spec = DeliverySpec {
+        caller: Caller::anonymous(),
+        topic,
+        partitions: offsets,
+        group: None,
+        consumer: 1,
+        credit: 1 << 20,
+    };
     let mut deliveries = node.forward.deliver(&spec);
     let mut seen = BTreeMap::<u32, Vec<Bytes>>::new();
     let mut left = count;
@@ -231,7 +240,14 @@ async fn events_are_stored_once_read_by_observers_and_handled_by_groups_across_a
 /// Handles `count` events of a group one by one and confirms each ack; returns their offsets in order.
 async fn handle(node: &Node, topic: TopicId, group: GroupId, count: usize) -> Vec<u64> {
     let offsets = (0..4).map(|index| (index, 0)).collect();
-    let spec = DeliverySpec { topic, partitions: offsets, group: Some(group), consumer: 2, credit: 100 };
+    let spec = DeliverySpec {
+        caller: Caller::anonymous(),
+        topic,
+        partitions: offsets,
+        group: Some(group),
+        consumer: 2,
+        credit: 100,
+    };
     let mut deliveries = node.forward.deliver(&spec);
     let (mut handled, mut confirmed) = (Vec::new(), BTreeSet::new());
     let until = Instant::now() + PATIENCE;
@@ -267,7 +283,7 @@ async fn handle(node: &Node, topic: TopicId, group: GroupId, count: usize) -> Ve
 async fn what_is_wrong_with_a_batch_is_said_at_once() {
     let node = node(&MemoryDisk::default()).await;
     let topic = node.topic(1).await;
-    let mut publisher = node.forward.publisher();
+    let mut publisher = node.forward.publisher(Caller::anonymous());
     let deadline = node.forward.publish_deadline();
     let good = batches(2, "k").remove(0);
     let mut flipped = good.to_vec();

@@ -29,7 +29,7 @@ pub(super) async fn register(instances: Instances, mut put: PutInstance, tls_ca:
         }
     }
     loop {
-        match instances.register(put.clone()).await {
+        match instances.register(&inner.registry.own(), put.clone()).await {
             Ok(instance) => {
                 let (id, address) = (instance.id, instance.address);
                 return tracing::info!(service, id, address, "registered an instance of the configuration");

@@ -16,6 +16,7 @@ use std::time::Duration;
 use prost::Message as _;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
+use weft_cluster::caller::Caller;
 use weft_cluster::errors::error;
 use weft_cluster::home;
 use weft_cluster::ids::{InstanceId, NodeId};
@@ -134,13 +135,13 @@ impl Instances {
         }
     }
 
-    /// Registers an instance, or registers it anew with other settings; this node becomes its home. `put`: as
+    /// Registers an instance for `caller`, or registers it anew with other settings; this node becomes its home. `put`: as
     /// `registry::check_put` returns it, home and health left open. It is checked first: an instance that cannot be
     /// reached is registered, too, unhealthy and with the reason.
     ///
     /// # Errors
     /// The registry's refusal; `NOT_READY` if this node stops; `NO_OWNER` or `OUTCOME_UNKNOWN` if it did not answer in time: registering again is safe.
-    pub async fn register(&self, mut put: PutInstance) -> Result<InstanceRecord, v1::Error> {
+    pub async fn register(&self, caller: &Caller, mut put: PutInstance) -> Result<InstanceRecord, v1::Error> {
         let inner = &self.inner;
         let _turn = inner.registrations.acquire().await.expect("nobody closes this semaphore");
         let instance = put.instance.get_or_insert_default();
@@ -154,7 +155,7 @@ impl Instances {
         if instance.zone.is_empty() {
             instance.zone = inner.links.me().zone.clone();
         }
-        match self.change(Command::PutInstance(put), CHANGE_PATIENCE).await? {
+        match self.change(caller, Command::PutInstance(put), CHANGE_PATIENCE).await? {
             Outcome::Instance(instance) => Ok(instance),
             _ => Err(unexpected()),
         }
@@ -207,17 +208,17 @@ impl Instances {
         if kept.await.map_err(|_| moved())? { Ok(()) } else { Err(gone(id)) }
     }
 
-    /// Takes an instance out of the registry.
+    /// Takes an instance out of the registry for `caller`.
     ///
     /// # Errors
     /// `NOT_FOUND`: there is no such instance. `NO_OWNER` or `OUTCOME_UNKNOWN`: the registry did not answer in time.
-    pub async fn deregister(&self, id: InstanceId) -> Result<(), v1::Error> {
+    pub async fn deregister(&self, caller: &Caller, id: InstanceId) -> Result<(), v1::Error> {
         let deadline = Instant::now() + CHANGE_PATIENCE;
         let mut unknown = false;
         loop {
             let remove = RemoveInstance { id: id.0, reason: "deregistered".into(), ..Default::default() };
             let patience = deadline.saturating_duration_since(Instant::now());
-            match self.change(Command::RemoveInstance(remove), patience).await {
+            match self.change(caller, Command::RemoveInstance(remove), patience).await {
                 Ok(_) => return Ok(()),
                 // Ids are never given twice, so the first try has done it.
                 Err(refusal) if unknown && refusal.code() == ErrorCode::NotFound => return Ok(()),
@@ -262,7 +263,7 @@ impl Instances {
         let count = rehomed.len();
         if count > 0 {
             let command = Command::RehomeInstances(RehomeInstances { from: from.0, rehomed });
-            match self.change(command, REHOME_PATIENCE).await {
+            match self.change(&inner.registry.own(), command, REHOME_PATIENCE).await {
                 Ok(_) => {
                     tracing::info!(%from, count, "instances have a new home");
                     inner.metrics.rehomed.inc_by(count as u64);
@@ -276,10 +277,10 @@ impl Instances {
     }
 
     /// Runs a command and waits until this node's own copy has it, so that the next request here sees it.
-    async fn change(&self, command: Command, patience: Duration) -> Result<Outcome, v1::Error> {
+    async fn change(&self, caller: &Caller, command: Command, patience: Duration) -> Result<Outcome, v1::Error> {
         let registry = &self.inner.registry;
         let command = RegistryCommand { level: FEATURE_LEVEL, command: Some(command) };
-        let outcome = registry.propose(command, patience).await?;
+        let outcome = registry.propose(caller, command, patience).await?;
         let seen = |at: &Arc<_>| weft_cluster::registry::State::applied(at).is_some_and(|at| at.index >= outcome.index);
         let mut states = registry.states();
         if tokio::time::timeout(patience, states.wait_for(seen)).await.is_err() {

@@ -182,7 +182,7 @@ impl Watch {
         inner.tasks.clone().spawn("instance flips", async move {
             let count = flips.len() as u64;
             let command = Command::InstanceHealth(InstanceHealth { home: inner.me.0, flips });
-            let taken = match instances.change(command, WRITE_PATIENCE).await {
+            let taken = match instances.change(&inner.registry.own(), command, WRITE_PATIENCE).await {
                 Ok(_) => true,
                 Err(refusal) => {
                     tracing::warn!(error = refusal.message, "flips of health are not in the registry yet");
@@ -203,14 +203,15 @@ impl Watch {
                 reason: "its lease ran out".into(),
                 registered_ms: registered.0,
             };
-            let answered = match instances.change(Command::RemoveInstance(remove), WRITE_PATIENCE).await {
-                Ok(_) => {
-                    inner.metrics.leases_ended.inc();
-                    tracing::info!(instance = %id, "an instance's lease ran out");
-                    true
-                }
-                Err(refusal) => refusal.code() == ErrorCode::NotFound,
-            };
+            let answered =
+                match instances.change(&inner.registry.own(), Command::RemoveInstance(remove), WRITE_PATIENCE).await {
+                    Ok(_) => {
+                        inner.metrics.leases_ended.inc();
+                        tracing::info!(instance = %id, "an instance's lease ran out");
+                        true
+                    }
+                    Err(refusal) => refusal.code() == ErrorCode::NotFound,
+                };
             let _ = inner.messages.send(Message::Input(Input::Removed(id, answered))).await;
         });
     }

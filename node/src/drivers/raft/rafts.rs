@@ -9,6 +9,7 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
+use weft_cluster::caller::Caller;
 use weft_cluster::errors::{error, not_owner};
 use weft_cluster::ids::{Epoch, Generation, LogPosition, NodeId, RaftGroup};
 use weft_cluster::view::{ClusterView, Member};
@@ -326,7 +327,8 @@ impl Rafts {
             }
             Request::RegistryPropose(propose) => {
                 let command = propose.command.ok_or_else(|| error(ErrorCode::InvalidArgument, "no command"))?;
-                registry::serve_propose(&context.registry, command).await
+                let caller = Caller::from_wire(propose.caller);
+                registry::serve_propose(&context.registry, &caller, command).await
             }
             Request::LogEnds(request) => Response::LogEnds(failover::log_ends(context, &request)),
             Request::Dead(notice) => {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytesize::ByteSize;
 use prost::Message;
 use tokio::runtime::Runtime;
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::{Generation, RaftGroup, ShardId};
 use weft_cluster::registry::State;
 use weft_cluster::view::{ClusterView, MemberState};
@@ -272,7 +273,7 @@ impl Node {
         let command = RegistryCommand { level: 1, command: Some(Command::CreateTopic(create)) };
         let start = Instant::now();
         loop {
-            match block(self.registry.propose(command.clone(), PATIENCE)) {
+            match block(self.registry.propose(&Caller::anonymous(), command.clone(), PATIENCE)) {
                 Ok(_) => return,
                 // The first try may have been taken by a leader that died then.
                 Err(refused) if refused.code() == ErrorCode::TopicExists => return,

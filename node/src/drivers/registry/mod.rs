@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
+use weft_cluster::caller::Caller;
 use weft_cluster::errors::error;
 use weft_cluster::ids::{Generation, NodeId};
 use weft_cluster::registry::State;
@@ -76,13 +77,23 @@ impl Registry {
         }
     }
 
-    /// Runs a command at the leader, through failover, until it has an outcome or `patience` is over.
+    /// Runs a command of `caller` at the leader, through failover, until it has an outcome or `patience` is over.
     ///
     /// # Errors
     /// The command's own refusal; `NO_OWNER` if no leader took it in time; `OUTCOME_UNKNOWN` if one took it
     /// and was lost, and running it twice would not be the same as once.
-    pub async fn propose(&self, command: RegistryCommand, patience: Duration) -> Result<RegistryOutcome, v1::Error> {
-        propose::propose(self, command, Instant::now() + patience).await
+    pub async fn propose(
+        &self,
+        caller: &Caller,
+        command: RegistryCommand,
+        patience: Duration,
+    ) -> Result<RegistryOutcome, v1::Error> {
+        propose::propose(self, caller, command, Instant::now() + patience).await
+    }
+
+    /// This node as the one that asks.
+    pub(in crate::drivers) fn own(&self) -> Caller {
+        Caller::node(&self.inner.links.me().name)
     }
 
     /// A linearizable read: the state here, at least as new as all that was committed before the call.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use prost::Message;
 use tokio::time::{Instant, sleep, timeout};
+use weft_cluster::caller::Caller;
 use weft_cluster::errors::{error, not_owner};
 use weft_cluster::ids::NodeId;
 use weft_proto::internal::v1::control_request::Request;
@@ -56,12 +57,13 @@ fn repeatable(command: &RegistryCommand) -> bool {
 
 pub(super) async fn propose(
     registry: &Registry,
+    caller: &Caller,
     command: RegistryCommand,
     deadline: Instant,
 ) -> Result<RegistryOutcome, v1::Error> {
     let mut unknown = false;
     loop {
-        match attempt(registry, &command, deadline).await {
+        match attempt(registry, caller, &command, deadline).await {
             Try::Done(RegistryOutcome { outcome: Some(Outcome::Error(refusal)), .. }) => return Err(refusal),
             Try::Done(outcome) => return Ok(outcome),
             Try::Refused(refusal) => return Err(refusal),
@@ -80,8 +82,8 @@ pub(super) async fn propose(
 }
 
 /// Proposes at this node, on behalf of a peer.
-pub(in crate::drivers) async fn serve(registry: &Registry, command: RegistryCommand) -> Response {
-    match here(registry, &command).await {
+pub(in crate::drivers) async fn serve(registry: &Registry, caller: &Caller, command: RegistryCommand) -> Response {
+    match here(registry, caller, &command).await {
         Try::Done(outcome) => Response::Registry(outcome),
         Try::Refused(refusal) => Response::Error(refusal),
         Try::NotTaken => {
@@ -92,11 +94,17 @@ pub(in crate::drivers) async fn serve(registry: &Registry, command: RegistryComm
     }
 }
 
-async fn attempt(registry: &Registry, command: &RegistryCommand, deadline: Instant) -> Try<RegistryOutcome> {
+async fn attempt(
+    registry: &Registry,
+    caller: &Caller,
+    command: &RegistryCommand,
+    deadline: Instant,
+) -> Try<RegistryOutcome> {
     if registry.acting() {
-        return here(registry, command).await;
+        return here(registry, caller, command).await;
     }
-    let request = Request::RegistryPropose(RegistryPropose { command: Some(command.clone()) });
+    let propose = RegistryPropose { command: Some(command.clone()), caller: caller.to_wire() };
+    let request = Request::RegistryPropose(propose);
     match ask_leader(registry, request, deadline).await {
         Try::Done(Response::Registry(outcome)) => Try::Done(outcome),
         Try::Done(_) => Try::Unknown,
@@ -106,14 +114,20 @@ async fn attempt(registry: &Registry, command: &RegistryCommand, deadline: Insta
     }
 }
 
-async fn here(registry: &Registry, command: &RegistryCommand) -> Try<RegistryOutcome> {
+/// Proposes at this node, which leads: what the registry refuses, it refuses to `caller`.
+async fn here(registry: &Registry, caller: &Caller, command: &RegistryCommand) -> Try<RegistryOutcome> {
     let Some(group) = registry.group() else { return Try::NotTaken };
     let voters = || group.voters().into_values().collect();
     let log_time = registry.inner.links.log_time(registry.state().log_time(), voters);
     let entry = RegistryEntry { log_time_ms: log_time.0, command: Some(command.clone()) };
     match timeout(TRY_PATIENCE, group.propose(entry.encode_to_vec().into())).await {
         Ok(Ok(committed)) => match committed.applied.downcast::<RegistryOutcome>() {
-            Ok(outcome) => Try::Done(*outcome),
+            Ok(outcome) => {
+                if let Some(Outcome::Error(refusal)) = &outcome.outcome {
+                    tracing::debug!(%caller, reason = refusal.message, "the registry refuses a command");
+                }
+                Try::Done(*outcome)
+            }
             Err(_) => Try::Unknown,
         },
         Ok(Err(ProposeError::NotLeader(leader))) => {

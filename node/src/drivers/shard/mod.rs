@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::sync::{Semaphore, watch};
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::{LogPosition, NodeId, PartitionId, RaftGroup, ShardId};
 use weft_cluster::view::ClusterView;
 use weft_proto::internal::v1::{
@@ -168,11 +169,14 @@ impl Shards {
     /// The batch takes its place in the shard's queue before this returns: call it in the order in which
     /// the batches of a producer came. The promise resolves when the batch is committed (or, with ACCEPTED,
     /// when it is queued).
-    pub fn append(&self, append: ForwardAppend) -> Promise<'static, Result<v1::Receipt, v1::Error>> {
+    pub fn append(&self, caller: &Caller, append: ForwardAppend) -> Promise<'static, Result<v1::Receipt, v1::Error>> {
         let seat = self.seat(ShardId(append.shard));
         match seat.ok_or_else(|| refusal::not_owner(None)).and_then(|seat| admit::append(&seat, append)) {
             Ok(outcome) => outcome,
-            Err(error) => Box::pin(std::future::ready(Err(error))),
+            Err(error) => {
+                tracing::debug!(%caller, reason = error.message, "a batch is refused");
+                Box::pin(std::future::ready(Err(error)))
+            }
         }
     }
 
@@ -182,6 +186,7 @@ impl Shards {
     /// shard. The last frame is `gone` if it is this side that ends it.
     pub async fn deliver(
         &self,
+        caller: &Caller,
         open: DeliverOpen,
         requests: Receiver<DeliverRequest>,
         responses: Sender<DeliverResponse>,
@@ -193,6 +198,7 @@ impl Shards {
             Err(error) => Err(error),
         };
         if let Err(error) = ended {
+            tracing::debug!(%caller, reason = error.message, "a deliver stream ends");
             let frame = Some(deliver_response::Frame::Gone(error));
             // If the reader is gone, nobody needs to know.
             let _ = responses.send(DeliverResponse { frame }).await;

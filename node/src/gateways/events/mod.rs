@@ -15,6 +15,7 @@ use std::sync::Arc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use weft_cluster::caller::Caller;
 use weft_cluster::registry::limits::FEATURE_LEVEL;
 use weft_proto::internal::v1::{self as internal, RegistryCommand, TopicRecord, registry_command, registry_outcome};
 use weft_proto::v1::events_server;
@@ -94,10 +95,14 @@ impl Events {
         registry.topic(namespace, name).cloned().ok_or_else(unknown)
     }
 
-    /// Runs a registry command and returns its outcome.
-    async fn propose(&self, command: registry_command::Command) -> Result<registry_outcome::Outcome, Error> {
+    /// Runs a registry command of `caller` and returns its outcome.
+    async fn propose(
+        &self,
+        caller: &Caller,
+        command: registry_command::Command,
+    ) -> Result<registry_outcome::Outcome, Error> {
         let command = RegistryCommand { level: FEATURE_LEVEL, command: Some(command) };
-        let outcome = self.inner.registry.propose(command, self.inner.config.open_patience).await?;
+        let outcome = self.inner.registry.propose(caller, command, self.inner.config.open_patience).await?;
         match outcome.outcome {
             Some(registry_outcome::Outcome::Error(error)) => Err(error),
             Some(outcome) => Ok(outcome),
@@ -105,12 +110,12 @@ impl Events {
         }
     }
 
-    async fn producer(&self, name: String) -> Result<OpenProducerResponse, Error> {
+    async fn producer(&self, caller: &Caller, name: String) -> Result<OpenProducerResponse, Error> {
         if !name.is_empty() {
             checks::name("producer", &name)?;
         }
         let command = registry_command::Command::OpenProducer(internal::OpenProducer { name });
-        match self.propose(command).await? {
+        match self.propose(caller, command).await? {
             registry_outcome::Outcome::Producer(producer) => {
                 Ok(OpenProducerResponse { producer_id: producer.id, producer_epoch: producer.epoch })
             }
@@ -133,10 +138,10 @@ impl events_server::Events for Events {
         request: Request<Streaming<PublishStreamRequest>>,
     ) -> Result<Response<Self::PublishStreamStream>, Status> {
         let (responses, responses_out) = tokio::sync::mpsc::channel(RESPONSES_WAITING_MAX);
-        let events = self.clone();
+        let (events, caller) = (self.clone(), wire::caller(&request));
         self.inner.tasks.spawn("publish stream", async move {
             let _counted = Counted::new(&events.inner.metrics.publish_streams);
-            if let Err(status) = stream::serve(&events, request.into_inner(), &responses).await {
+            if let Err(status) = stream::serve(&events, caller, request.into_inner(), &responses).await {
                 // A client that has gone does not want to know.
                 let _ = responses.send(Err(status)).await;
             }
@@ -148,7 +153,7 @@ impl events_server::Events for Events {
         &self,
         request: Request<OpenProducerRequest>,
     ) -> Result<Response<OpenProducerResponse>, Status> {
-        self.producer(request.into_inner().name).await.map(Response::new).map_err(wire::status)
+        self.producer(&wire::caller(&request), request.into_inner().name).await.map(Response::new).map_err(wire::status)
     }
 
     type SubscribeStream = ReceiverStream<Result<SubscribeResponse, Status>>;
@@ -158,10 +163,10 @@ impl events_server::Events for Events {
         request: Request<Streaming<SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
         let (responses, responses_out) = tokio::sync::mpsc::channel(RESPONSES_WAITING_MAX);
-        let events = self.clone();
+        let (events, caller) = (self.clone(), wire::caller(&request));
         self.inner.tasks.spawn("subscription", async move {
             let _counted = Counted::new(&events.inner.metrics.subscriptions);
-            if let Err(status) = subscribe::serve(&events, request.into_inner(), &responses).await {
+            if let Err(status) = subscribe::serve(&events, caller, request.into_inner(), &responses).await {
                 let _ = responses.send(Err(status)).await;
             }
         });

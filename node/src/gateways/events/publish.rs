@@ -17,7 +17,7 @@ use crate::wire::{self, checks};
 const BATCH_BYTES_MAX: usize = 8 << 20;
 
 pub(super) async fn publish(events: &Events, request: Request<PublishRequest>) -> Result<PublishResponse, Error> {
-    let deadline = deadline(events, &request);
+    let (deadline, caller) = (deadline(events, &request), wire::caller(&request));
     let request = request.into_inner();
     checks::events_count(request.events.len())?;
     let ack = checks::ack(request.ack)?;
@@ -33,7 +33,7 @@ pub(super) async fn publish(events: &Events, request: Request<PublishRequest>) -
     }
     let turn = events.inner.turn.fetch_add(1, Ordering::Relaxed);
     let mut packing = Packing::new(topic, BATCH_BYTES_MAX, turn);
-    let mut publisher = events.inner.forward.publisher();
+    let mut publisher = events.inner.forward.publisher(caller);
     let mut results: Vec<Option<Result<Receipt, Error>>> = vec![None; request.events.len()];
     let now = events.inner.host.wall();
     for (index, event) in request.events.iter().enumerate() {

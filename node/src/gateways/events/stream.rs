@@ -7,6 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::Sender;
 use tonic::{Status, Streaming};
 use weft_batch::BATCH_BYTES_MAX;
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::{PartitionId, TopicId};
 use weft_proto::internal::v1::TopicRecord;
 use weft_proto::v1::{
@@ -34,6 +35,7 @@ type Responses = Sender<Result<PublishStreamResponse, Status>>;
 /// Serves one publish stream until the client ends it and all is answered.
 pub(super) async fn serve(
     events: &Events,
+    caller: Caller,
     mut requests: Streaming<PublishStreamRequest>,
     responses: &Responses,
 ) -> Result<(), Status> {
@@ -41,7 +43,7 @@ pub(super) async fn serve(
     let Some(Frame::Open(open)) = first.frame else {
         return Err(invalid("the first frame of a publish stream is `open`"));
     };
-    let mut stream = Stream::open(events, open).await.map_err(wire::status)?;
+    let mut stream = Stream::open(events, caller, open).await.map_err(wire::status)?;
     let (mut reading, mut leaving) = (true, false);
     let mut waiting: Option<(Frame, BoxFuture<'static, OwnedSemaphorePermit>)> = None;
     loop {
@@ -126,7 +128,7 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    async fn open(events: &'a Events, open: PublishOpen) -> Result<Stream<'a>, Error> {
+    async fn open(events: &'a Events, caller: Caller, open: PublishOpen) -> Result<Stream<'a>, Error> {
         let ack = checks::ack(open.ack)?;
         let topic = events.topic(&open.namespace, &open.topic).await?;
         let bytes = |size: bytesize::ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
@@ -134,7 +136,7 @@ impl<'a> Stream<'a> {
         Ok(Stream {
             events,
             ack,
-            publisher: events.inner.forward.publisher(),
+            publisher: events.inner.forward.publisher(caller),
             packing: Packing::new(topic.clone(), bytes(config.batch_bytes_max), 0),
             taken: events.inner.room.taken(),
             bytes_max: bytes(config.stream_bytes_max),

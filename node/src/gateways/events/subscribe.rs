@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::Sender;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::{GroupId, PartitionId, TopicId};
 use weft_proto::internal::v1::{
     CreateGroup, GroupRecord, PartitionStat, TopicRecord, registry_command, registry_outcome,
@@ -40,6 +41,7 @@ type Responses = Sender<Result<SubscribeResponse, Status>>;
 /// Serves one subscription until either side ends it.
 pub(super) async fn serve(
     events: &Events,
+    caller: Caller,
     mut requests: Streaming<SubscribeRequest>,
     responses: &Responses,
 ) -> Result<(), Status> {
@@ -48,7 +50,7 @@ pub(super) async fn serve(
         let message = "the first frame of a subscription is `open`";
         return Err(wire::status(wire::error(ErrorCode::InvalidArgument, message)));
     };
-    let (mut subscription, opened) = open_subscription(events, open).await.map_err(wire::status)?;
+    let (mut subscription, opened) = open_subscription(events, caller, open).await.map_err(wire::status)?;
     let mut opened = Some(opened);
     let opened_by = Instant::now() + GROUP_PATIENCE;
     let mut reading = true;
@@ -103,18 +105,23 @@ async fn topic_gone(events: &Events, topic: TopicId) {
     }
 }
 
-async fn open_subscription(events: &Events, open: SubscribeOpen) -> Result<(Subscription, SubscribeOpened), Error> {
+async fn open_subscription(
+    events: &Events,
+    caller: Caller,
+    open: SubscribeOpen,
+) -> Result<(Subscription, SubscribeOpened), Error> {
     let topic = events.topic(&open.namespace, &open.topic).await?;
     let consumer = events.inner.host.random_id();
     let metrics = events.inner.metrics.clone();
     if open.group.is_empty() {
-        return observe(events, open, topic, consumer, metrics).await;
+        return observe(events, caller, open, topic, consumer, metrics).await;
     }
-    let (group, new) = join(events, &open, &topic).await?;
+    let (group, new) = join(events, &caller, &open, &topic).await?;
     let credit = if open.credit == 0 { GROUP_CREDIT_DEFAULT } else { open.credit.min(GROUP_CREDIT_MAX) };
     let partitions: BTreeMap<u32, u64> = (0..topic.partitions).map(|index| (index, 0)).collect();
-    let spec =
-        spec(events, &topic, partitions, Some(GroupId(group.id)), consumer, |shards| Split::share(shards, credit));
+    let spec = spec(events, caller, &topic, partitions, Some(GroupId(group.id)), consumer, |shards| {
+        Split::share(shards, credit)
+    });
     let deliveries = events.inner.forward.deliver(&spec);
     let mut subscription = Subscription::new(deliveries, &spec, credit, metrics);
     if new && group.start == StartAt::Now as u32 {
@@ -125,7 +132,12 @@ async fn open_subscription(events: &Events, open: SubscribeOpen) -> Result<(Subs
 }
 
 /// The group, and whether this call has created it.
-async fn join(events: &Events, open: &SubscribeOpen, topic: &TopicRecord) -> Result<(GroupRecord, bool), Error> {
+async fn join(
+    events: &Events,
+    caller: &Caller,
+    open: &SubscribeOpen,
+    topic: &TopicRecord,
+) -> Result<(GroupRecord, bool), Error> {
     checks::name("group", &open.group)?;
     let start = checks::group_start(open.start)? as u32;
     let ack_deadline_ms = checks::ack_deadline_ms(open.ack_deadline_ms)?;
@@ -138,7 +150,7 @@ async fn join(events: &Events, open: &SubscribeOpen, topic: &TopicRecord) -> Res
     }
     let name = open.group.clone();
     let command = CreateGroup { topic: topic.id, name, start, ack_deadline_ms };
-    match events.propose(registry_command::Command::CreateGroup(command)).await? {
+    match events.propose(caller, registry_command::Command::CreateGroup(command)).await? {
         registry_outcome::Outcome::Group(group) => Ok((group, true)),
         _ => Err(wire::error(ErrorCode::Internal, "the registry's outcome is not a group")),
     }
@@ -146,6 +158,7 @@ async fn join(events: &Events, open: &SubscribeOpen, topic: &TopicRecord) -> Res
 
 async fn observe(
     events: &Events,
+    caller: Caller,
     open: SubscribeOpen,
     topic: TopicRecord,
     consumer: u64,
@@ -168,7 +181,7 @@ async fn observe(
     let credit = if open.credit == 0 { OBSERVER_CREDIT_DEFAULT } else { open.credit.min(OBSERVER_CREDIT_MAX) };
     let share = |shards| Split::share(shards, credit).max(OBSERVER_SHARE_MIN);
     let begins = offsets.clone();
-    let spec = spec(events, &topic, offsets, None, consumer, share);
+    let spec = spec(events, caller, &topic, offsets, None, consumer, share);
     let mut subscription = Subscription::new(events.inner.forward.deliver(&spec), &spec, credit, metrics);
     if open.until_end {
         let ends = stats.iter().map(|stat| (stat.partition, stat.end_offset));
@@ -216,6 +229,7 @@ async fn stats(events: &Events, partitions: &[PartitionId]) -> Result<Vec<Partit
 
 fn spec(
     events: &Events,
+    caller: Caller,
     topic: &TopicRecord,
     partitions: BTreeMap<u32, u64>,
     group: Option<GroupId>,
@@ -226,7 +240,7 @@ fn spec(
     let topic = TopicId(topic.id);
     let shards: std::collections::BTreeSet<_> =
         partitions.keys().filter_map(|index| view.shard_of(PartitionId { topic, index: *index })).collect();
-    DeliverySpec { topic, partitions, group, consumer, credit: credit(shards.len()) }
+    DeliverySpec { caller, topic, partitions, group, consumer, credit: credit(shards.len()) }
 }
 
 fn public(topic: TopicRecord) -> Topic {

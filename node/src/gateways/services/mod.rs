@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tonic::{Request, Response};
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::InstanceId;
 use weft_cluster::registry::limits::FEATURE_LEVEL;
 use weft_cluster::registry::{State, names};
@@ -20,7 +21,7 @@ use weft_proto::v1::{self, ErrorCode};
 use crate::drivers::instances::Instances;
 use crate::drivers::registry::Registry;
 use crate::host::Promise;
-use crate::wire::{checks, error, status};
+use crate::wire::{caller, checks, error, status};
 
 /// How long a change of a service's settings may take, failover included.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
@@ -32,13 +33,18 @@ type Answer<T> = Result<Response<T>, tonic::Status>;
 /// What this door needs of the drivers.
 pub trait Backend: Send + Sync + 'static {
     /// Registers an instance; this node becomes its home.
-    fn register(&self, put: PutInstance) -> Promise<'_, Result<InstanceRecord, v1::Error>>;
+    fn register<'a>(&'a self, caller: &'a Caller, put: PutInstance) -> Promise<'a, Result<InstanceRecord, v1::Error>>;
     /// Keeps a lease; its time in milliseconds.
     fn renew(&self, id: InstanceId) -> Promise<'_, Result<u32, v1::Error>>;
     /// Takes an instance out.
-    fn deregister(&self, id: InstanceId) -> Promise<'_, Result<(), v1::Error>>;
+    fn deregister<'a>(&'a self, caller: &'a Caller, id: InstanceId) -> Promise<'a, Result<(), v1::Error>>;
     /// Runs a registry command; a refusal is an `Err`.
-    fn propose(&self, command: RegistryCommand, patience: Duration) -> Promise<'_, Result<RegistryOutcome, v1::Error>>;
+    fn propose<'a>(
+        &'a self,
+        caller: &'a Caller,
+        command: RegistryCommand,
+        patience: Duration,
+    ) -> Promise<'a, Result<RegistryOutcome, v1::Error>>;
     /// A state of the registry that holds all that was committed before the call.
     fn read(&self, patience: Duration) -> Promise<'_, Result<Arc<State>, v1::Error>>;
 }
@@ -52,20 +58,25 @@ pub struct Drivers {
 }
 
 impl Backend for Drivers {
-    fn register(&self, put: PutInstance) -> Promise<'_, Result<InstanceRecord, v1::Error>> {
-        Box::pin(self.instances.register(put))
+    fn register<'a>(&'a self, caller: &'a Caller, put: PutInstance) -> Promise<'a, Result<InstanceRecord, v1::Error>> {
+        Box::pin(self.instances.register(caller, put))
     }
 
     fn renew(&self, id: InstanceId) -> Promise<'_, Result<u32, v1::Error>> {
         Box::pin(self.instances.renew(id))
     }
 
-    fn deregister(&self, id: InstanceId) -> Promise<'_, Result<(), v1::Error>> {
-        Box::pin(self.instances.deregister(id))
+    fn deregister<'a>(&'a self, caller: &'a Caller, id: InstanceId) -> Promise<'a, Result<(), v1::Error>> {
+        Box::pin(self.instances.deregister(caller, id))
     }
 
-    fn propose(&self, command: RegistryCommand, patience: Duration) -> Promise<'_, Result<RegistryOutcome, v1::Error>> {
-        Box::pin(self.registry.propose(command, patience))
+    fn propose<'a>(
+        &'a self,
+        caller: &'a Caller,
+        command: RegistryCommand,
+        patience: Duration,
+    ) -> Promise<'a, Result<RegistryOutcome, v1::Error>> {
+        Box::pin(self.registry.propose(caller, command, patience))
     }
 
     fn read(&self, patience: Duration) -> Promise<'_, Result<Arc<State>, v1::Error>> {
@@ -91,30 +102,34 @@ impl Services {
         ServicesServer::new(self.clone())
     }
 
-    async fn register(&self, request: v1::RegisterInstanceRequest) -> Result<v1::RegisterInstanceResponse, v1::Error> {
-        let record = self.backend.register(checks::register_instance(request)?).await?;
+    async fn register(
+        &self,
+        caller: &Caller,
+        request: v1::RegisterInstanceRequest,
+    ) -> Result<v1::RegisterInstanceResponse, v1::Error> {
+        let record = self.backend.register(caller, checks::register_instance(request)?).await?;
         let home = self.view.borrow().name_of(weft_cluster::ids::NodeId(record.home));
         Ok(v1::RegisterInstanceResponse { instance: record.id, home, ttl_ms: record.ttl_ms })
     }
 
-    async fn deregister(&self, request: v1::DeregisterInstanceRequest) -> Result<(), v1::Error> {
+    async fn deregister(&self, caller: &Caller, request: v1::DeregisterInstanceRequest) -> Result<(), v1::Error> {
         checks::deregister_instance(&request)?;
         let v1::DeregisterInstanceRequest { instance, service, namespace, address } = request;
         if instance != 0 {
-            return self.backend.deregister(InstanceId(instance)).await;
+            return self.backend.deregister(caller, InstanceId(instance)).await;
         }
         let registry = self.backend.read(READ_PATIENCE).await?;
         let known = registry.service(&namespace, &service).ok_or_else(|| unknown_service(&namespace, &service))?;
         let missing = || error(ErrorCode::NotFound, format!("service {service:?} has no instance at {address}"));
-        self.backend.deregister(known.instance_at(&address).ok_or_else(missing)?).await
+        self.backend.deregister(caller, known.instance_at(&address).ok_or_else(missing)?).await
     }
 
-    async fn configure(&self, request: v1::ConfigureServiceRequest) -> Result<v1::Service, v1::Error> {
+    async fn configure(&self, caller: &Caller, request: v1::ConfigureServiceRequest) -> Result<v1::Service, v1::Error> {
         let v1::ConfigureServiceRequest { service, namespace, balance, idempotent_methods, set_idempotent_methods } =
             checks::configure_service(request)?;
         let command = ConfigureService { namespace, service, balance, idempotent_methods, set_idempotent_methods };
         let command = RegistryCommand { level: FEATURE_LEVEL, command: Some(Command::ConfigureService(command)) };
-        let outcome = self.backend.propose(command, CHANGE_PATIENCE).await?;
+        let outcome = self.backend.propose(caller, command, CHANGE_PATIENCE).await?;
         let Some(Outcome::Service(record)) = outcome.outcome else {
             return Err(error(ErrorCode::Internal, "the registry's answer does not fit its command"));
         };
@@ -149,7 +164,7 @@ impl services_server::Services for Services {
         &self,
         request: Request<v1::RegisterInstanceRequest>,
     ) -> Answer<v1::RegisterInstanceResponse> {
-        self.register(request.into_inner()).await.map(Response::new).map_err(status)
+        self.register(&caller(&request), request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn renew_instance(&self, request: Request<v1::RenewInstanceRequest>) -> Answer<v1::RenewInstanceResponse> {
@@ -162,12 +177,12 @@ impl services_server::Services for Services {
         &self,
         request: Request<v1::DeregisterInstanceRequest>,
     ) -> Answer<v1::DeregisterInstanceResponse> {
-        self.deregister(request.into_inner()).await.map_err(status)?;
+        self.deregister(&caller(&request), request.into_inner()).await.map_err(status)?;
         Ok(Response::new(v1::DeregisterInstanceResponse {}))
     }
 
     async fn configure_service(&self, request: Request<v1::ConfigureServiceRequest>) -> Answer<v1::Service> {
-        self.configure(request.into_inner()).await.map(Response::new).map_err(status)
+        self.configure(&caller(&request), request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn list_services(&self, request: Request<v1::ListServicesRequest>) -> Answer<v1::ListServicesResponse> {

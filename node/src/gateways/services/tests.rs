@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::{Generation, LogPosition, NodeId};
 use weft_cluster::view::{Member, MemberState};
 use weft_proto::internal::v1::{Bootstrap, NodeRecord, RegistryEntry, RemoveInstance};
@@ -13,6 +14,8 @@ use crate::wire::from_status;
 struct Fake {
     state: Mutex<State>,
     view: watch::Sender<Arc<ClusterView>>,
+    /// Who registered last.
+    caller: Mutex<Option<Caller>>,
 }
 
 impl Fake {
@@ -31,7 +34,12 @@ impl Fake {
 }
 
 impl Backend for Fake {
-    fn register(&self, mut put: PutInstance) -> Promise<'_, Result<InstanceRecord, v1::Error>> {
+    fn register<'a>(
+        &'a self,
+        caller: &'a Caller,
+        mut put: PutInstance,
+    ) -> Promise<'a, Result<InstanceRecord, v1::Error>> {
+        *self.caller.lock().expect("the lock") = Some(caller.clone());
         let instance = put.instance.get_or_insert_default();
         instance.home = 1;
         instance.healthy = !instance.address.starts_with("sick");
@@ -49,12 +57,17 @@ impl Backend for Fake {
         Box::pin(async move { known.ok_or_else(|| error(ErrorCode::NotFound, "gone")) })
     }
 
-    fn deregister(&self, id: InstanceId) -> Promise<'_, Result<(), v1::Error>> {
+    fn deregister<'a>(&'a self, _: &'a Caller, id: InstanceId) -> Promise<'a, Result<(), v1::Error>> {
         let outcome = self.run(Command::RemoveInstance(RemoveInstance { id: id.0, ..Default::default() }));
         Box::pin(async { outcome.map(drop) })
     }
 
-    fn propose(&self, command: RegistryCommand, _: Duration) -> Promise<'_, Result<RegistryOutcome, v1::Error>> {
+    fn propose<'a>(
+        &'a self,
+        _: &'a Caller,
+        command: RegistryCommand,
+        _: Duration,
+    ) -> Promise<'a, Result<RegistryOutcome, v1::Error>> {
         let outcome = self.run(command.command.expect("a command"));
         Box::pin(async { outcome })
     }
@@ -83,7 +96,8 @@ fn open() -> (Arc<Fake>, Services) {
         members: BTreeMap::from([(NodeId(1), member)]),
         owners: BTreeMap::new(),
     };
-    let fake = Arc::new(Fake { state: Mutex::default(), view: watch::Sender::new(Arc::new(view)) });
+    let fake =
+        Arc::new(Fake { state: Mutex::default(), view: watch::Sender::new(Arc::new(view)), caller: Mutex::default() });
     let nodes = [1, 2]
         .map(|id| NodeRecord {
             id,
@@ -150,6 +164,18 @@ async fn instances_of_a_home_that_does_not_answer_may_not_be_called() {
     assert!(!described.instances[0].healthy);
     assert_eq!(described.instances[0].reason, "its home node n1 does not answer");
     assert_eq!(described.service.expect("always there").instances_healthy, 0);
+}
+
+#[tokio::test]
+async fn who_asks_is_told_to_the_drivers() {
+    let (fake, services) = open();
+    services.register_instance(Request::new(cart("h1:80"))).await.expect("registered");
+    let told = || fake.caller.lock().expect("the lock").clone();
+    assert_eq!(told(), Some(Caller::anonymous()), "without the door");
+    let mut request = Request::new(cart("h1:80"));
+    request.extensions_mut().insert(Caller::node("n7"));
+    services.register_instance(request).await.expect("registered");
+    assert_eq!(told(), Some(Caller::node("n7")));
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::{Epoch, NodeId, PartitionId, RaftGroup, ShardId};
 use weft_cluster::registry::State;
 use weft_cluster::registry::limits::FEATURE_LEVEL;
@@ -35,8 +36,13 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 
 /// What these doors need of the drivers.
 pub trait Backend: Send + Sync + 'static {
-    /// Runs a registry command; a refusal is an `Err`.
-    fn propose(&self, command: RegistryCommand, patience: Duration) -> Promise<'_, Result<RegistryOutcome, v1::Error>>;
+    /// Runs a registry command of `caller`; a refusal is an `Err`.
+    fn propose<'a>(
+        &'a self,
+        caller: &'a Caller,
+        command: RegistryCommand,
+        patience: Duration,
+    ) -> Promise<'a, Result<RegistryOutcome, v1::Error>>;
     /// A state of the registry that holds all that was committed before the call.
     fn read(&self, patience: Duration) -> Promise<'_, Result<Arc<State>, v1::Error>>;
     /// What the owners say of partitions; those that do not answer are left out.
@@ -56,8 +62,13 @@ pub struct Drivers {
 }
 
 impl Backend for Drivers {
-    fn propose(&self, command: RegistryCommand, patience: Duration) -> Promise<'_, Result<RegistryOutcome, v1::Error>> {
-        Box::pin(self.registry.propose(command, patience))
+    fn propose<'a>(
+        &'a self,
+        caller: &'a Caller,
+        command: RegistryCommand,
+        patience: Duration,
+    ) -> Promise<'a, Result<RegistryOutcome, v1::Error>> {
+        Box::pin(self.registry.propose(caller, command, patience))
     }
 
     fn read(&self, patience: Duration) -> Promise<'_, Result<Arc<State>, v1::Error>> {
@@ -97,9 +108,9 @@ impl Status {
     }
 
     /// Runs a command and waits until this node's own copy has it, so that the next request here sees it.
-    async fn change(&self, command: Command) -> Result<Outcome, v1::Error> {
+    async fn change(&self, caller: &Caller, command: Command) -> Result<Outcome, v1::Error> {
         let command = RegistryCommand { level: FEATURE_LEVEL, command: Some(command) };
-        let RegistryOutcome { index, outcome } = self.backend.propose(command, CHANGE_PATIENCE).await?;
+        let RegistryOutcome { index, outcome } = self.backend.propose(caller, command, CHANGE_PATIENCE).await?;
         let seen = |view: &Arc<ClusterView>| view.registry.applied().is_some_and(|applied| applied.index >= index);
         let mut view = self.view.clone();
         let waited = tokio::time::timeout(CHANGE_PATIENCE, view.wait_for(seen)).await;

@@ -3,6 +3,7 @@ use std::sync::Mutex;
 use hyper_util::rt::TokioIo;
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint, Server};
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::{Generation, LogPosition};
 use weft_cluster::view::{Member, MemberState, Owner};
 use weft_proto::internal::v1::{
@@ -42,7 +43,12 @@ impl Fake {
 }
 
 impl Backend for Fake {
-    fn propose(&self, command: RegistryCommand, _: Duration) -> Promise<'_, Result<RegistryOutcome, v1::Error>> {
+    fn propose<'a>(
+        &'a self,
+        _: &'a Caller,
+        command: RegistryCommand,
+        _: Duration,
+    ) -> Promise<'a, Result<RegistryOutcome, v1::Error>> {
         Box::pin(async move {
             if let Some(error) = self.broken.lock().expect("the lock").clone() {
                 return Err(error);

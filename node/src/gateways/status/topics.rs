@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use tonic::{Request, Response};
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::{PartitionId, TopicId};
 use weft_cluster::registry::{State, names};
 use weft_cluster::view::ClusterView;
@@ -13,14 +14,14 @@ use weft_proto::v1::topics_server::Topics;
 use weft_proto::v1::{self, ErrorCode};
 
 use super::{READ_PATIENCE, SETTLE_PATIENCE, SETTLE_PAUSE, Status, unexpected};
-use crate::wire::{checks, error, status};
+use crate::wire::{caller, checks, error, status};
 
 type Answer<T> = Result<Response<T>, tonic::Status>;
 
 #[tonic::async_trait]
 impl Topics for Status {
     async fn create_topic(&self, request: Request<v1::CreateTopicRequest>) -> Answer<v1::Topic> {
-        self.create(request.into_inner()).await.map(Response::new).map_err(status)
+        self.create(&caller(&request), request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn describe_topic(&self, request: Request<v1::DescribeTopicRequest>) -> Answer<v1::TopicDescription> {
@@ -36,19 +37,20 @@ impl Topics for Status {
     }
 
     async fn delete_topic(&self, request: Request<v1::DeleteTopicRequest>) -> Answer<v1::DeleteTopicResponse> {
+        let caller = caller(&request);
         let v1::DeleteTopicRequest { name, namespace } = request.into_inner();
         checks::topic(&namespace, &name).map_err(status)?;
         let command = Command::DeleteTopic(DeleteTopic { namespace, name });
-        self.change(command).await.map(|_| Response::new(v1::DeleteTopicResponse {})).map_err(status)
+        self.change(&caller, command).await.map(|_| Response::new(v1::DeleteTopicResponse {})).map_err(status)
     }
 }
 
 impl Status {
-    async fn create(&self, request: v1::CreateTopicRequest) -> Result<v1::Topic, v1::Error> {
+    async fn create(&self, caller: &Caller, request: v1::CreateTopicRequest) -> Result<v1::Topic, v1::Error> {
         let v1::CreateTopicRequest { name, partitions, event_bytes_max, namespace } = checks::create_topic(request)?;
         let pool = String::new();
         let command = Command::CreateTopic(CreateTopic { namespace, name, partitions, event_bytes_max, pool });
-        let Outcome::Topic(record) = self.change(command).await? else { return Err(unexpected()) };
+        let Outcome::Topic(record) = self.change(caller, command).await? else { return Err(unexpected()) };
         self.settle(&record).await;
         Ok(topic(&record))
     }

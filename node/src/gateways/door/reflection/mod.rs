@@ -99,7 +99,7 @@ struct Conversation {
 
 impl Conversation {
     fn new<T>(reflection: &Reflection, request: &Request<T>) -> Conversation {
-        let caller = request.extensions().get::<Caller>().cloned().unwrap_or_else(Caller::anonymous);
+        let caller = wire::caller(request);
         Conversation { reflection: reflection.clone(), caller, namespace: health::namespace(request), last: None }
     }
 
