@@ -116,7 +116,8 @@ class Cases:
             assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
         assert time.monotonic() - began < 2
         (line,) = calls_of(self.directory, "deadline", "began")
-        assert 0 < line["deadline_s"] <= 0.5, line
+        # grpcio rounds deadlines up on the wire.
+        assert 0 < line["deadline_s"] < 0.6, line
         assert calls_of(self.directory, "deadline", "cancelled"), "the server was not told"
 
     def case_cancelled_unary(self):
