@@ -11,10 +11,11 @@ use futures::{Stream, StreamExt};
 use http::uri::PathAndQuery;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::body::Body;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::server::{NamedService, StreamingService, UnaryService};
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -27,8 +28,9 @@ const CHAT: &str = "/bench.Echo/Chat";
 pub(crate) async fn serve() -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await.context("bind")?;
     println!("{}", listener.local_addr()?.port());
-    let server = Server::builder().tcp_nodelay(true).add_service(Echo);
-    Ok(server.serve_with_incoming(TcpListenerStream::new(listener)).await?)
+    // The server's own setting does not reach connections that it did not accept itself.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    Ok(Server::builder().add_service(Echo).serve_with_incoming(incoming).await?)
 }
 
 /// A connection to an echo, or to a proxy before it.
