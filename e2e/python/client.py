@@ -69,7 +69,10 @@ class Cases:
     def __init__(self, server, other, directory):
         self.channel = grpc.insecure_channel(server, options=BIG)
         self.other = grpc.insecure_channel(other, options=BIG)
-        self.stub, self.directory = Stub(self.channel), directory
+        self.stub, self.directory, self.turn = Stub(self.channel), directory, 0
+
+    def named(self, name):
+        return f"{name}-{self.turn}"
 
     def case_unary(self):
         answer = self.stub.unary(schema.Call(id="unary", data=b"tea"), timeout=10)
@@ -110,28 +113,28 @@ class Cases:
     def case_deadline_passes(self):
         began = time.monotonic()
         try:
-            self.stub.slow(schema.Call(id="deadline", sleep_ms=5000), timeout=0.5)
+            self.stub.slow(schema.Call(id=self.named("deadline"), sleep_ms=5000), timeout=0.5)
             raise AssertionError("it was answered")
         except grpc.RpcError as error:
             assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
         assert time.monotonic() - began < 2
-        (line,) = calls_of(self.directory, "deadline", "began")
+        (line,) = calls_of(self.directory, self.named("deadline"), "began")
         # grpcio rounds deadlines up on the wire.
         assert 0 < line["deadline_s"] < 0.6, line
-        assert calls_of(self.directory, "deadline", "cancelled"), "the server was not told"
+        assert calls_of(self.directory, self.named("deadline"), "cancelled"), "the server was not told"
 
     def case_cancelled_unary(self):
-        call = self.stub.slow.future(schema.Call(id="cancel-unary", sleep_ms=10000), timeout=20)
-        assert calls_of(self.directory, "cancel-unary", "began")
+        call = self.stub.slow.future(schema.Call(id=self.named("cancel-unary"), sleep_ms=10000), timeout=20)
+        assert calls_of(self.directory, self.named("cancel-unary"), "began")
         call.cancel()
-        assert calls_of(self.directory, "cancel-unary", "cancelled"), "the server was not told"
+        assert calls_of(self.directory, self.named("cancel-unary"), "cancelled"), "the server was not told"
 
     def case_cancelled_stream(self):
-        answers = self.stub.count(schema.Call(id="cancel-stream", count=100000, sleep_ms=10), timeout=60)
+        answers = self.stub.count(schema.Call(id=self.named("cancel-stream"), count=100000, sleep_ms=10), timeout=60)
         for _ in range(3):
             next(answers)
         answers.cancel()
-        assert calls_of(self.directory, "cancel-stream", "cancelled"), "the server was not told"
+        assert calls_of(self.directory, self.named("cancel-stream"), "cancelled"), "the server was not told"
 
     def case_rich_status(self):
         try:
@@ -211,11 +214,15 @@ class Cases:
 
     def run(self):
         for name in sorted(name for name in dir(self) if name.startswith("case_")):
-            why = ""
-            try:
-                getattr(self, name)()
-            except Exception:  # Every way to fail is a failed case, the others still run.
-                why = traceback.format_exc(limit=3)
+            # Some cases look at the time, on a machine that may be busy: a second try counts, and is told.
+            for self.turn in range(2):
+                why = ""
+                try:
+                    getattr(self, name)()
+                    break
+                except Exception:  # Every way to fail is a failed case, the others still run.
+                    why = traceback.format_exc(limit=3)
+                    print(f"case {name[5:]}, try {self.turn + 1}: {why}", file=sys.stderr)
             print(json.dumps({"case": name[5:], "passed": not why, "why": why}), flush=True)
 
 
