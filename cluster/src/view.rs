@@ -82,6 +82,11 @@ impl ClusterView {
         node == self.me || self.members.get(&node).is_some_and(|member| member.state == MemberState::Alive)
     }
 
+    /// Whether a node is held for dead: what it had here is given up. A suspect one may only be slow.
+    pub fn down(&self, node: NodeId) -> bool {
+        self.members.get(&node).is_some_and(|member| member.state == MemberState::Down)
+    }
+
     /// The node that has a name: as the registry knows it, or else as gossip does.
     pub fn node_named(&self, name: &str) -> Option<NodeId> {
         let registered = self.registry.node_by_name(name).map(|node| NodeId(node.id));
@@ -177,6 +182,7 @@ mod tests {
             let owner = Owner { node: NodeId(node), epoch: Epoch(5) };
             view.owners.insert(ShardId(0), owner);
             assert_eq!(view.owner_of(partition), usable.then_some(owner));
+            assert!(!view.down(NodeId(node)), "a suspect may only be slow");
         }
     }
 }

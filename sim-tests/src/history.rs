@@ -46,6 +46,8 @@ pub enum What {
     Observed { partition: u32, offset: u64, epoch: u64, id: u64, intact: bool },
     /// A consumer of the group was given an event.
     Delivered { partition: u32, offset: u64, epoch: u64, given: Given, id: u64, key: String, intact: bool },
+    /// It leaves the group in order: all that it has not acked goes to others.
+    Left,
     /// It acked.
     AckInvoke { partition: u32, offset: u64, epoch: u64 },
     /// The ack is committed.

@@ -27,6 +27,27 @@ pub struct Plan {
     pub storm: Duration,
     /// Syncs of all disks say yes and do nothing, from the storm's begin on.
     pub disks_lie: bool,
+    /// The consumers' habits.
+    pub group: Habits,
+}
+
+/// How consumers of the group behave while the storm lasts.
+#[derive(Clone, Copy, Debug)]
+pub struct Habits {
+    /// Short, mostly, so that what a consumer forgets comes again within the run.
+    pub ack_deadline: Duration,
+    /// Of a thousand deliveries, so many make their consumer leave, and join again.
+    pub leaves_per_mille: u32,
+    /// And so many are forgotten: neither acked nor nacked.
+    pub forgets_per_mille: u32,
+    /// The first consumers do not read what is delivered to them: so many.
+    pub slow: usize,
+}
+
+impl Default for Habits {
+    fn default() -> Habits {
+        Habits { ack_deadline: Duration::from_secs(3), leaves_per_mille: 3, forgets_per_mille: 15, slow: 0 }
+    }
 }
 
 /// Something that goes wrong. Nodes are numbered from 0.
@@ -100,6 +121,7 @@ impl Plan {
             faults: Vec::new(),
             storm: STORM,
             disks_lie: false,
+            group: Habits::default(),
         };
         plan.draw_faults(&mut dice);
         // Dice of their own, so that the other seeds stay what they were.
@@ -123,6 +145,7 @@ impl Plan {
             faults: Vec::new(),
             storm: Duration::from_secs(5),
             disks_lie: false,
+            group: Habits::default(),
         }
     }
 

@@ -49,10 +49,10 @@ impl Dispatcher {
             Input::Close { partition } => self.close(partition),
             Input::Events { partition, base, key_hashes } => self.events(partition, base, &key_hashes),
             Input::Join { consumer, credit } => {
-                self.leave(consumer);
+                self.leave(consumer, true);
                 self.consumers.add(consumer, credit);
             }
-            Input::Leave { consumer } => self.leave(consumer),
+            Input::Leave { consumer, lost } => self.leave(consumer, lost),
             Input::Credit { consumer, events } => self.consumers.grant(consumer, events),
             Input::Ack { consumer, token, ranges } => {
                 let Answer { propose, refused } = self.ack(consumer, ranges);
@@ -102,11 +102,14 @@ impl Dispatcher {
         }
     }
 
-    fn leave(&mut self, gone: ConsumerId) {
+    fn leave(&mut self, gone: ConsumerId, lost: bool) {
         self.consumers.remove(gone);
         for (partition, window) in &mut self.windows {
             let back: Vec<u64> = window.in_flight().filter(|(_, id)| *id == gone).map(|(offset, _)| offset).collect();
             for offset in back {
+                if lost {
+                    window.failed(offset);
+                }
                 window.set(offset, Phase::Ready);
                 self.in_flight -= 1;
                 self.again.push_back((*partition, offset));
@@ -167,8 +170,9 @@ impl Dispatcher {
     fn nack(&mut self, now: Instant, consumer: ConsumerId, ranges: Vec<OffsetRange>, delay: Duration) {
         for (partition, offset) in self.held(consumer, ranges) {
             let window = self.windows.get_mut(&partition).expect("`held` found it there");
+            let failures = window.failed(offset);
             let wait = match delay {
-                Duration::ZERO => self.timers.backoff_of(window.attempt(offset), &self.config),
+                Duration::ZERO => self.timers.backoff_of(failures, &self.config),
                 delay => delay.min(NACK_DELAY_MAX),
             };
             window.set(offset, Phase::Backoff(now + wait));
@@ -213,6 +217,7 @@ impl Dispatcher {
         while let Some((at, place)) = self.timers.pop_deadline(now) {
             if deadline_of(&self.windows, place) == Some(at) {
                 self.in_flight -= 1;
+                self.windows.get_mut(&place.0).expect("its deadline was just read").failed(place.1);
                 self.return_ready(place);
             }
         }

@@ -37,7 +37,7 @@ pub const NACK_DELAY_MAX: Duration = Duration::from_secs(24 * 3600);
 pub struct Config {
     /// An event unacked for so long is given out again. Default 30 s.
     pub ack_deadline: Duration,
-    /// The first wait after a nack without a delay; it doubles with each attempt. Default 100 ms.
+    /// The first wait after a nack without a delay; it doubles with each failure. Default 100 ms.
     pub backoff_min: Duration,
     /// The longest such wait. Default 30 s.
     pub backoff_max: Duration,
@@ -109,6 +109,8 @@ pub enum Input {
     Leave {
         /// Its stream.
         consumer: ConsumerId,
+        /// It did not say so: what it had in flight counts as failed. A leave in order is nobody's failure.
+        lost: bool,
     },
     /// A consumer takes more events. Each delivery costs one; nothing but this gives any back.
     Credit {
@@ -189,7 +191,7 @@ pub struct Delivery {
     pub partition: u32,
     /// The event.
     pub offset: u64,
-    /// 1 for the first delivery by this dispatcher.
+    /// Counts the deliveries of the event by this dispatcher, from 1, for whatever reason it was given out again.
     pub attempt: u32,
 }
 

@@ -13,7 +13,7 @@ const PARTITIONS: u32 = 2;
 #[derive(Clone, Debug)]
 enum Step {
     Join(u64, u64),
-    Leave(u64),
+    Leave(u64, bool),
     Credit(u64, u64),
     /// Acks the n-th of what is in flight, whoever has it.
     Ack(usize),
@@ -32,7 +32,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         2 => (0..4u64, 0..6u64).prop_map(|(id, credit)| Step::Join(id, credit)),
-        1 => (0..4u64).prop_map(Step::Leave),
+        1 => (0..4u64, any::<bool>()).prop_map(|(id, lost)| Step::Leave(id, lost)),
         3 => (0..4u64, 1..8u64).prop_map(|(id, credit)| Step::Credit(id, credit)),
         8 => (0..20usize).prop_map(Step::Ack),
         1 => (0..4u64, 0..3u32, 0..30u64, 0..12u64).prop_map(|(id, p, first, n)| Step::BlindAck(id, p, first, n)),
@@ -197,16 +197,21 @@ impl Model {
     fn step(&mut self, step: Step) {
         match step {
             Step::Join(id, credit) => {
-                self.step(Step::Leave(id));
+                self.step(Step::Leave(id, false));
                 let consumer = ConsumerId(self.next_stream);
                 self.next_stream += 1;
                 self.streams.insert(id, (consumer, credit));
                 self.input(Input::Join { consumer, credit });
             }
-            Step::Leave(id) => {
+            Step::Leave(id, lost) => {
                 if let Some((consumer, _)) = self.streams.remove(&id) {
+                    let held = |(_, (holder, ..)): &(&(u32, u64), &(ConsumerId, u32, Instant))| *holder == consumer;
+                    let back: Vec<_> = self.in_flight.iter().filter(held).map(|(place, _)| *place).collect();
                     self.in_flight.retain(|_, (holder, ..)| *holder != consumer);
-                    self.input(Input::Leave { consumer });
+                    self.input(Input::Leave { consumer, lost });
+                    // With no deadline passed and no back-off to wait for: whoever has credit has them already.
+                    let free: u64 = self.streams.values().map(|(_, credit)| *credit).sum();
+                    assert!(free == 0 || back.iter().all(|place| self.in_flight.contains_key(place)), "at once");
                 }
             }
             Step::Credit(id, events) => {

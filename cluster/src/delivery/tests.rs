@@ -199,9 +199,39 @@ fn what_a_lost_consumer_had_goes_to_others_at_once() {
     assert_eq!(effects, [deliver(B, &[(0, 1), (1, 1), (3, 1)])]);
     bench.ack(B, 1, 1);
     bench.input(Input::Credit { consumer: A, events: 5 });
-    assert_eq!(bench.input(Input::Leave { consumer: B }), [deliver(A, &[(0, 2), (3, 2)])]);
+    assert_eq!(bench.input(Input::Leave { consumer: B, lost: true }), [deliver(A, &[(0, 2), (3, 2)])]);
     assert_eq!(bench.ack(B, 0, 0), [acked(&[], &[(0, 0)])]);
     assert_eq!(bench.ack(A, 0, 0), [acked(&[(0, 0)], &[]), deliver(A, &[(2, 1)])]);
+}
+
+#[test]
+fn what_a_consumer_gives_back_goes_to_the_next_in_order_and_has_not_failed() {
+    let (mut bench, effects) = Bench::with(&[5, 6, 5, 7], 0, 3);
+    assert_eq!(effects, [deliver(B, &[(0, 1), (1, 1), (3, 1)])]);
+    // Nobody else takes events yet: they wait for whoever comes, and for no deadline.
+    assert_eq!(bench.input(Input::Leave { consumer: B, lost: false }), []);
+    assert_eq!((bench.dispatcher.in_flight(), bench.dispatcher.next_deadline()), (0, None));
+    let effects = bench.input(Input::Credit { consumer: A, events: 4 });
+    assert_eq!(effects, [deliver(A, &[(0, 2), (1, 2), (3, 2)]), want(4)]);
+    assert_eq!(bench.ack(A, 0, 0), [acked(&[(0, 0)], &[]), deliver(A, &[(2, 1)])]);
+}
+
+#[test]
+fn backoff_grows_with_failures_and_not_with_leaves() {
+    let after = |leaves: &[bool]| {
+        let (mut bench, _) = Bench::with(&[0], 9, 0);
+        for lost in leaves {
+            bench.input(Input::Leave { consumer: A, lost: *lost });
+            bench.input(Input::Join { consumer: A, credit: 9 });
+        }
+        bench.input(Input::Nack { consumer: A, ranges: vec![range(0, 0)], delay: Duration::ZERO });
+        bench.dispatcher.next_deadline().expect("a backoff") - bench.now
+    };
+    let first = Duration::from_millis(50)..=Duration::from_millis(100);
+    assert!(first.contains(&after(&[])));
+    assert!(first.contains(&after(&[false; 5])), "in order");
+    let third = Duration::from_millis(200)..=Duration::from_millis(400);
+    assert!(third.contains(&after(&[true, false, true])), "lost twice");
 }
 
 #[test]

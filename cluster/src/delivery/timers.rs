@@ -65,9 +65,9 @@ impl Timers {
         deadline.into_iter().chain(backoff).min()
     }
 
-    /// How long to wait after the nack of a delivery: doubling, with jitter between half and all of it.
-    pub(super) fn backoff_of(&mut self, attempt: u32, config: &Config) -> Duration {
-        let doublings = attempt.saturating_sub(1).min(31);
+    /// How long to wait after an event's last of so many failures: doubling, with jitter between half and all of it.
+    pub(super) fn backoff_of(&mut self, failures: u32, config: &Config) -> Duration {
+        let doublings = failures.saturating_sub(1).min(31);
         let full = config.backoff_min.saturating_mul(1 << doublings).min(config.backoff_max);
         let half = full / 2;
         half + half.mul_f64(self.dice.roll())

@@ -28,6 +28,8 @@ struct Slot {
     next: Option<u64>,
     /// Deliveries so far.
     attempt: u32,
+    /// Those that failed: nacked, past their deadline, or lost with their consumer.
+    failures: u32,
     phase: Phase,
 }
 
@@ -97,7 +99,7 @@ impl Window {
             self.wanted = false;
             let offset = self.next_offset();
             let phase = self.enter(offset, *key_hash);
-            self.slots.push_back(Slot { key_hash: *key_hash, next: None, attempt: 0, phase });
+            self.slots.push_back(Slot { key_hash: *key_hash, next: None, attempt: 0, failures: 0, phase });
             if phase == Phase::Ready {
                 ready(offset);
             }
@@ -137,8 +139,11 @@ impl Window {
         slot.phase = phase;
     }
 
-    pub(super) fn attempt(&mut self, offset: u64) -> u32 {
-        self.slot(offset).attempt
+    /// The delivery of an event has failed; returns how many have.
+    pub(super) fn failed(&mut self, offset: u64) -> u32 {
+        let slot = self.slot(offset);
+        slot.failures = slot.failures.saturating_add(1);
+        slot.failures
     }
 
     /// Offsets in flight, with their consumers.

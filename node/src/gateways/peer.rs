@@ -113,7 +113,7 @@ impl Inbound for Peer {
                 Ok(None) | Err(_) => return,
             };
             match lane {
-                Lane::Deliver => deliver(door.shards, first, stream).await,
+                Lane::Deliver => deliver(door.shards, from, first, stream).await,
                 Lane::Control => door.rafts.watch(from, first, stream).await,
                 Lane::Bulk => door.rafts.fetch(from, first, stream).await,
                 Lane::Call => door.calls.serve_stream(from, first, stream).await,
@@ -132,8 +132,8 @@ fn unreadable(what: &str, error: &prost::DecodeError) -> String {
     format!("the {what} is not readable: {error}")
 }
 
-/// Serves one deliver stream whose first frame is `first`.
-async fn deliver(shards: Shards, first: Bytes, stream: LinkStream) {
+/// Serves one deliver stream of a node, whose first frame is `first`.
+async fn deliver(shards: Shards, from: NodeId, first: Bytes, stream: LinkStream) {
     let Ok(DeliverRequest { frame: Some(deliver_request::Frame::Open(mut open)) }) = DeliverRequest::decode(first)
     else {
         return;
@@ -162,6 +162,7 @@ async fn deliver(shards: Shards, first: Bytes, stream: LinkStream) {
     tokio::select! {
         biased;
         _ = serve => {}
+        () = shards.lost(from) => {}
         // When the peer has gone, the requests end and the serving side ends by itself.
         () = async { read.await; std::future::pending().await } => {}
     }

@@ -10,21 +10,29 @@ use crate::history::What;
 
 /// The group's name.
 pub(super) const GROUP: &str = "workers";
-/// Short, so that what a consumer forgets comes again within the run.
-const ACK_DEADLINE: Duration = Duration::from_secs(3);
+/// Deliveries of a thousand that are given back.
+const NACKS_PER_MILLE: u32 = 15;
 
 /// A member of the group. It handles each event for a while, and now and then forgets one, gives one back or
 /// leaves and joins again.
 pub(super) async fn consumer(shared: Shared, number: usize) {
     let who = format!("consumer-{number}");
     let mut dice = shared.dice(20 + number as u64);
+    let habits = shared.habits;
+    let forgets = habits.forgets_per_mille;
+    let nacks = forgets + NACKS_PER_MILLE;
+    let leaves = nacks + habits.leaves_per_mille;
     loop {
         let client = shared.connect_surely(number).await;
-        let subscriber = client.subscriber(TOPIC).start(StartAt::Earliest).ack_deadline(ACK_DEADLINE).credit(64);
+        let subscriber = client.subscriber(TOPIC).start(StartAt::Earliest).ack_deadline(habits.ack_deadline).credit(64);
         let Ok(mut consumer) = subscriber.group(GROUP).await else {
             tokio::time::sleep(AGAIN).await;
             continue;
         };
+        if number < habits.slow {
+            // It takes what it may take, and does nothing with it.
+            std::future::pending::<()>().await;
+        }
         while let Ok(delivery) = consumer.next().await {
             let clumsy = shared.phase() == Phase::Storm;
             if !delivery.handle.is_valid() {
@@ -32,10 +40,14 @@ pub(super) async fn consumer(shared: Shared, number: usize) {
             }
             note(&shared, &who, &delivery);
             let work = Duration::from_millis(dice.random_range(0..15));
-            match dice.random_range(0..1000) {
-                0..15 if clumsy => continue,
-                15..30 if clumsy => delivery.handle.nack(work),
-                30..33 if clumsy => break,
+            match dice.random_range(0..1000u32) {
+                dice if clumsy && dice < forgets => continue,
+                dice if clumsy && dice < nacks => delivery.handle.nack(work),
+                dice if clumsy && dice < leaves => {
+                    shared.history.add(&who, What::Left);
+                    drop(consumer);
+                    break;
+                }
                 _ => drop(tokio::spawn(handle(shared.clone(), who.clone(), delivery, work))),
             }
         }

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use weft_sdk::{Client, Connector, Event, StartAt};
 
 use crate::history::{History, Place, What};
-use crate::plan::Plan;
+use crate::plan::{Habits, Plan};
 
 /// The topic of the events.
 pub const TOPIC: &str = "events";
@@ -53,6 +53,7 @@ pub struct Shared {
     servers: Vec<String>,
     instances: Vec<IpAddr>,
     seed: u64,
+    habits: Habits,
     next_id: Arc<AtomicU64>,
     /// Publishes and calls that have no outcome yet.
     open: Arc<AtomicU64>,
@@ -62,7 +63,8 @@ impl Shared {
     /// For a run of `plan` against nodes at `servers`, with instances of the service to call at `instances`.
     pub fn new(plan: &Plan, servers: Vec<String>, instances: Vec<IpAddr>, history: History) -> Shared {
         let phase = watch::Sender::new(Phase::Found);
-        Shared { history, phase, servers, instances, seed: plan.seed, next_id: Arc::default(), open: Arc::default() }
+        let (next_id, open) = (Arc::default(), Arc::default());
+        Shared { history, phase, servers, instances, seed: plan.seed, habits: plan.group, next_id, open }
     }
 
     fn phase(&self) -> Phase {

@@ -1,6 +1,7 @@
 //! Tests of the simulator itself.
 
 mod calls;
+mod groups;
 mod host;
 mod instances;
 mod scenarios;

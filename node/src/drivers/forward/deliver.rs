@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use weft_cluster::caller::Caller;
 use weft_cluster::ids::{GroupId, NodeId, PartitionId, ShardId, TopicId};
-use weft_cluster::view::ClusterView;
+use weft_cluster::view::{ClusterView, Owner};
 use weft_proto::internal::v1::{DeliverOpen, DeliverRequest, DeliverResponse, deliver_request, deliver_response};
 use weft_proto::v1::{AckAnswer, AckRefusal, Error};
 
@@ -45,16 +45,18 @@ pub struct DeliverySpec {
     pub credit: u64,
 }
 
-/// The open deliver streams of one subscriber. Dropping it ends them.
+/// The open deliver streams of one subscriber. Dropping it breaks them off.
 pub struct Deliveries {
+    // Before the legs: one that is broken off must not see the end of its requests first, which is a leave.
+    _stop: DropGuard,
     legs: Vec<LegHandle>,
     frames: mpsc::Receiver<(usize, deliver_response::Frame)>,
-    _stop: DropGuard,
 }
 
 struct LegHandle {
     partitions: BTreeSet<u32>,
-    requests: mpsc::Sender<deliver_request::Frame>,
+    /// `None` when the subscriber is leaving.
+    requests: Option<mpsc::Sender<deliver_request::Frame>>,
 }
 
 impl Forward {
@@ -77,7 +79,7 @@ impl Forward {
         let mut legs = Vec::with_capacity(shards.len());
         for partitions in shards.into_values() {
             let (requests, requests_out) = mpsc::channel(REQUESTS_WAITING_MAX);
-            legs.push(LegHandle { partitions: partitions.keys().copied().collect(), requests });
+            legs.push(LegHandle { partitions: partitions.keys().copied().collect(), requests: Some(requests) });
             let progress = Progress { next: partitions, credit: spec.credit, acks: BTreeSet::new() };
             let leg = Leg {
                 forward: self.clone(),
@@ -92,7 +94,7 @@ impl Forward {
                 stop.run_until_cancelled(leg.run(requests_out)).await;
             });
         }
-        Deliveries { legs, frames, _stop: stop.drop_guard() }
+        Deliveries { _stop: stop.drop_guard(), legs, frames }
     }
 }
 
@@ -107,13 +109,22 @@ impl Deliveries {
         self.legs.iter().position(|leg| leg.partitions.contains(&partition))
     }
 
-    /// Sends a request to the owner of a shard; gives it back if too many wait there.
+    /// Sends a request to the owner of a shard; gives it back if too many wait there, or after `leave`.
     #[expect(clippy::result_large_err, reason = "the frame itself comes back, by move as from the channel")]
     pub fn request(&self, shard: usize, frame: deliver_request::Frame) -> Result<(), deliver_request::Frame> {
-        self.legs[shard].requests.try_send(frame).map_err(mpsc::error::TrySendError::into_inner)
+        match &self.legs[shard].requests {
+            Some(requests) => requests.try_send(frame).map_err(mpsc::error::TrySendError::into_inner),
+            None => Err(frame),
+        }
     }
 
-    /// The next frame and the shard that it is from. `None` when the node stops. Cancel-safe.
+    /// Leaves the group in order: what is in flight goes to other consumers. The requests made before are served and
+    /// answered; then the frames end.
+    pub fn leave(&mut self) {
+        self.legs.iter_mut().for_each(|leg| drop(leg.requests.take()));
+    }
+
+    /// The next frame and the shard that it is from. `None` when the subscriber has left or the node stops. Cancel-safe.
     pub async fn next(&mut self) -> Option<(usize, deliver_response::Frame)> {
         self.frames.recv().await
     }
@@ -148,7 +159,8 @@ impl Leg {
     async fn run(mut self, mut requests: mpsc::Receiver<deliver_request::Frame>) {
         let mut pause = PAUSE_MIN;
         let mut hint = None;
-        loop {
+        // With no more requests to come, the subscriber has left.
+        while !(requests.is_closed() && requests.is_empty()) {
             let node = hint.take().or_else(|| self.owner());
             if let Some(node) = node {
                 let began = tokio::time::Instant::now();
@@ -212,18 +224,39 @@ impl Leg {
                 None
             };
             let request = async {
-                while let Some(frame) = requests.recv().await {
-                    self.note(&frame);
+                loop {
+                    let (frame, last) = self.request(requests).await;
                     let body = Bytes::from(DeliverRequest { frame: Some(frame) }.encode_to_vec());
                     if send.send(vec![body]).await.is_err() {
                         return;
                     }
+                    if last {
+                        // The owner ends the stream.
+                        std::future::pending::<()>().await;
+                    }
                 }
             };
-            tokio::select! { biased; gone = relay => gone, () = request => None }
+            tokio::select! { biased; gone = relay => gone, () = request => None, () = self.lost(node) => None }
         };
         let owner = gone.map_or(0, |error: Error| error.owner);
         (owner != 0).then_some(NodeId(owner)).filter(|owner| *owner != node && view.usable(*owner))
+    }
+
+    /// Resolves when the stream's owner is held for dead, or another one is known. Nothing else may end a stream into a
+    /// black hole for long.
+    async fn lost(&self, node: NodeId) {
+        let announced = |view: &ClusterView| {
+            let index = *self.lock().next.keys().next()?;
+            let shard = view.shard_of(PartitionId { topic: self.spec.topic, index })?;
+            view.owners.get(&shard).copied()
+        };
+        let mut view = self.view.clone();
+        let began = announced(&view.borrow_and_update());
+        let newer = |now: Owner| now.node != node && began.is_none_or(|began| now.epoch > began.epoch);
+        if view.wait_for(|view| view.down(node) || announced(view).is_some_and(newer)).await.is_err() {
+            // This node is stopping, and its tasks with it.
+            std::future::pending::<()>().await;
+        }
     }
 
     async fn relay_local(&self, from_owner: &mut mpsc::Receiver<DeliverResponse>) -> Option<Error> {
@@ -242,11 +275,26 @@ impl Leg {
         requests: &mut mpsc::Receiver<deliver_request::Frame>,
         to_owner: mpsc::Sender<DeliverRequest>,
     ) {
-        while let Some(frame) = requests.recv().await {
-            self.note(&frame);
+        loop {
+            let (frame, last) = self.request(requests).await;
             if to_owner.send(DeliverRequest { frame: Some(frame) }).await.is_err() {
                 return;
             }
+            if last {
+                // The owner ends the stream.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// The next request for the owner, and whether it is the last: after all others, a leave.
+    async fn request(&self, requests: &mut mpsc::Receiver<deliver_request::Frame>) -> (deliver_request::Frame, bool) {
+        match requests.recv().await {
+            Some(frame) => {
+                self.note(&frame);
+                (frame, false)
+            }
+            None => (deliver_request::Frame::Leave(true), true),
         }
     }
 

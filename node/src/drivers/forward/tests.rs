@@ -13,7 +13,7 @@ use weft_proto::internal::v1::{
     self as internal, NodeRecord, RegistryCommand, deliver_request, deliver_response, registry_command,
     registry_outcome,
 };
-use weft_proto::v1::{Ack, AckFrame, ErrorCode, Event, OffsetRange};
+use weft_proto::v1::{self, Ack, AckFrame, ErrorCode, Event, OffsetRange};
 
 use super::*;
 use crate::drivers::gossip::{Gossip, GossipConfig};
@@ -306,5 +306,61 @@ async fn what_is_wrong_with_a_batch_is_said_at_once() {
     assert!(matches!(code("unknown"), ErrorCode::NotReady | ErrorCode::NoOwner));
     let accepted = answers["accepted"].as_ref().expect("accepted");
     assert_eq!((accepted.offset, accepted.ack(), accepted.count), (None, Ack::Accepted, 2));
+    node.stop().await;
+}
+
+/// The next delivery to a consumer; the answers to acks that come before it are put aside.
+async fn next_delivery(deliveries: &mut Deliveries) -> (usize, v1::Delivery) {
+    loop {
+        // Long before the ack deadline of 30 s.
+        match timeout(PATIENCE, deliveries.next()).await.expect("given out again at once").expect("legs run") {
+            (shard, deliver_response::Frame::Deliveries(frame)) => {
+                let [delivery] = frame.deliveries.try_into().expect("one of the key at a time");
+                return (shard, delivery);
+            }
+            (_, deliver_response::Frame::Epoch(_) | deliver_response::Frame::Ack(_)) => {}
+            (_, other) => panic!("not for a group: {other:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_leaves_or_is_lost_gives_its_events_back_at_once() {
+    let node = node(&MemoryDisk::default()).await;
+    let topic = node.topic(1).await;
+    publish(&node, topic, 1, "k", batches(4, "k")).await;
+    let group = node.group(topic).await;
+    let partitions = BTreeMap::from([(0, 0)]);
+    let spec =
+        DeliverySpec { caller: Caller::anonymous(), topic, partitions, group: Some(group), consumer: 1, credit: 9 };
+
+    // In order: the ack on the way is committed and answered, and what came after it is not held.
+    let mut first = node.forward.deliver(&spec);
+    let (shard, delivery) = next_delivery(&mut first).await;
+    assert_eq!((delivery.offset, delivery.attempt), (0, 1));
+    let range = OffsetRange { partition: 0, epoch: delivery.epoch, first: 0, last: 0 };
+    let ack = AckFrame { request_id: 5, ranges: vec![range] };
+    first.request(shard, deliver_request::Frame::Ack(ack)).expect("there is room");
+    first.leave();
+    assert!(first.request(shard, deliver_request::Frame::Credit(1)).is_err(), "it has left");
+    let mut answered = false;
+    while let Some((_, frame)) = timeout(PATIENCE, first.next()).await.expect("the owner lets it go") {
+        if let deliver_response::Frame::Ack(answer) = frame {
+            assert_eq!((answer.request_id, answer.refused), (5, vec![]));
+            answered = true;
+        }
+    }
+    assert!(answered, "before the end");
+
+    // Lost, with its event in flight and credit for more: the owner is on this node.
+    let mut second = node.forward.deliver(&spec);
+    let (_, delivery) = next_delivery(&mut second).await;
+    assert_eq!(delivery.offset, 1);
+    let mut third = node.forward.deliver(&spec);
+    let joined = timeout(PATIENCE, third.next()).await.expect("it joins").expect("legs run");
+    assert!(matches!(joined.1, deliver_response::Frame::Epoch(_)), "{joined:?}");
+    drop(second);
+    let (_, again) = next_delivery(&mut third).await;
+    assert_eq!((again.offset, again.attempt), (1, delivery.attempt + 1));
     node.stop().await;
 }

@@ -205,6 +205,15 @@ impl Shards {
         }
     }
 
+    /// Resolves when a node is held for dead. Its link may not know it yet: nothing closes a connection into a black hole.
+    pub async fn lost(&self, node: NodeId) {
+        let mut view = self.inner.commons.view.clone();
+        if view.wait_for(|view| view.down(node)).await.is_err() {
+            // This node is stopping, and its tasks with it.
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Offsets, sizes and cursors of partitions that this node owns; others are left out.
     ///
     /// They show all that was committed before the call: a majority of each shard confirms that this node still

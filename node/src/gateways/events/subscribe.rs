@@ -19,7 +19,7 @@ use weft_proto::v1::{
 
 use super::Events;
 use super::credit::Split;
-use super::subscription::{OUTBOX_MAX, Subscription};
+use super::subscription::Subscription;
 use crate::drivers::forward::DeliverySpec;
 use crate::wire::{self, checks};
 
@@ -33,6 +33,8 @@ const OBSERVER_CREDIT_MAX: u64 = 64 << 20;
 const OBSERVER_SHARE_MIN: u64 = 256 << 10;
 /// How long a new group that begins now is waited for on all its shards.
 const GROUP_PATIENCE: Duration = Duration::from_secs(3);
+/// How long the acks that a consumer sent before it left are waited for.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
 const STATS_PATIENCE: Duration = Duration::from_secs(1);
 const STATS_PAUSE: Duration = Duration::from_millis(50);
 
@@ -54,17 +56,19 @@ pub(super) async fn serve(
     let mut opened = Some(opened);
     let opened_by = Instant::now() + GROUP_PATIENCE;
     let mut reading = true;
+    let mut leaving: Option<Leaving> = None;
     loop {
-        if opened.is_some() && (subscription.settled() || Instant::now() >= opened_by) {
+        if opened.is_some() && (subscription.settled() || leaving.is_some() || Instant::now() >= opened_by) {
             let frame = opened.take().map(subscribe_response::Frame::Opened);
             subscription.outbox.push_front(SubscribeResponse { frame });
         }
         if opened.is_none() {
             subscription.fill();
             if subscription.is_over() && subscription.outbox.is_empty() {
-                return Ok(());
+                return leaving.map_or(Ok(()), |leaving| leaving.outcome);
             }
         }
+        let leave_by = leaving.as_ref().map_or(opened_by, |leaving| leaving.by);
         let may_send = opened.is_none() && !subscription.outbox.is_empty();
         tokio::select! {
             biased;
@@ -75,20 +79,47 @@ pub(super) async fn serve(
             }
             message = requests.message(), if reading => match message? {
                 Some(message) => subscription.requested(message).map_err(wire::status)?,
-                None => reading = false,
+                None => {
+                    reading = false;
+                    if subscription.leave() {
+                        leaving = Some(Leaving::new(Ok(())));
+                    }
+                }
             },
-            frame = subscription.deliveries.next(), if subscription.outbox.len() < OUTBOX_MAX => match frame {
+            frame = subscription.deliveries.next(), if subscription.takes() => match frame {
                 Some((shard, frame)) => subscription.delivered(shard, frame),
-                None => return Ok(()),
+                None => subscription.end(),
             },
             () = responses.closed() => return Ok(()),
-            () = events.inner.stop.cancelled() => return Err(events.leaving()),
+            () = events.inner.stop.cancelled(), if leaving.is_none() => {
+                if !subscription.leave() {
+                    return Err(events.leaving());
+                }
+                (reading, leaving) = (false, Some(Leaving::new(Err(events.leaving()))));
+            }
+            () = tokio::time::sleep_until(leave_by), if leaving.is_some() => {
+                return leaving.map_or(Ok(()), |leaving| leaving.outcome);
+            }
             () = tokio::time::sleep_until(opened_by), if opened.is_some() => {}
             // The topic's end is the subscription's.
             () = topic_gone(events, subscription.topic) => {
                 return Err(wire::status(wire::error(ErrorCode::UnknownTopic, "the topic was deleted")));
             }
         }
+    }
+}
+
+/// A consumer on its way out of its group.
+struct Leaving {
+    /// By when it is over, whatever is not answered then.
+    by: Instant,
+    /// What the client's stream ends with.
+    outcome: Result<(), Status>,
+}
+
+impl Leaving {
+    fn new(outcome: Result<(), Status>) -> Leaving {
+        Leaving { by: Instant::now() + LEAVE_PATIENCE, outcome }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::drivers::shard::refusal;
 use crate::wire;
 
 /// Responses that wait for the client before no more is taken from the shards.
-pub(super) const OUTBOX_MAX: usize = 64;
+const OUTBOX_MAX: usize = 64;
 /// Bytes of events in one response; one event may exceed it.
 const FRAME_BYTES_MAX: usize = 256 << 10;
 /// Acks on their way to their shards.
@@ -44,6 +44,8 @@ pub(super) struct Subscription {
     /// With until_end: where each partition that is not there yet ends.
     ends: Option<BTreeMap<u32, u64>>,
     over: bool,
+    /// On its way out of the group: what is delivered now is void.
+    left: bool,
     acks: BTreeMap<u64, Waiting>,
     acks_sent: u64,
     metrics: Metrics,
@@ -89,6 +91,7 @@ impl Subscription {
             unsettled: BTreeSet::new(),
             ends: None,
             over: false,
+            left: false,
             acks: BTreeMap::new(),
             acks_sent: 0,
             metrics,
@@ -112,6 +115,27 @@ impl Subscription {
     /// All has been sent.
     pub(super) fn is_over(&self) -> bool {
         self.over
+    }
+
+    /// Whether more is taken from the shards now.
+    pub(super) fn takes(&self) -> bool {
+        self.outbox.len() < OUTBOX_MAX && !self.over
+    }
+
+    /// Takes no more from the shards.
+    pub(super) fn end(&mut self) {
+        self.over = true;
+    }
+
+    /// Leaves the group, if this is a consumer of one: what the client has not acked goes to others. The answers to
+    /// its acks still come, then the deliveries end.
+    pub(super) fn leave(&mut self) -> bool {
+        if self.group {
+            self.left = true;
+            self.held.clear();
+            self.deliveries.leave();
+        }
+        self.group
     }
 
     /// Moves what the client's credit allows into the outbox.
@@ -270,6 +294,9 @@ impl Subscription {
     }
 
     fn hold(&mut self, shard: usize, frame: DeliveryFrame) {
+        if self.left {
+            return;
+        }
         let count = frame.deliveries.len() as u64;
         self.split.used(shard, count);
         let epochs = &self.epochs;

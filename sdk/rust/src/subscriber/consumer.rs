@@ -13,7 +13,7 @@ use super::group::{Place, State};
 use crate::client::Client;
 use crate::error::{Error, ErrorCode, Retry};
 
-/// A member of a group. Dropped, its unacked deliveries go to other members.
+/// A member of a group. Dropped, it leaves once its acks are answered, and its unacked deliveries go to other members.
 pub struct Consumer {
     shared: Arc<Shared>,
 }
@@ -78,19 +78,27 @@ impl Consumer {
         self.shared.wait(|state| state.ended.clone().map(Err).or((!state.has_acks()).then_some(Ok(())))).await
     }
 
-    /// Flushes the acks and leaves; what is not acked goes to others.
+    /// Flushes the acks and leaves the group; when it returns, what is not acked has gone to others.
     ///
     /// # Errors
     /// As of [`Consumer::flush_acks`].
     pub async fn close(self) -> Result<(), Error> {
-        self.flush_acks().await
+        self.flush_acks().await?;
+        self.leave();
+        // A connection that is lost on the way out is a leave, too.
+        self.shared.wait(|state| state.ended.is_some().then_some(())).await;
+        Ok(())
+    }
+
+    fn leave(&self) {
+        self.shared.lock().closing = true;
+        self.shared.work.notify_one();
     }
 }
 
 impl Drop for Consumer {
     fn drop(&mut self) {
-        self.shared.lock().closing = true;
-        self.shared.work.notify_one();
+        self.leave();
     }
 }
 

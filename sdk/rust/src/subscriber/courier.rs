@@ -28,7 +28,7 @@ const ACK_PAUSE: Duration = Duration::from_millis(50);
 const OPEN_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a consumer that has never been joined is tried.
 const JOIN_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a consumer that is closing waits for the answers to its last acks.
+/// How long a consumer that is closing waits for the answers to its last acks, and for its group to have let it go.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs until the consumer is closed and its acks are answered.
@@ -63,7 +63,8 @@ struct Courier {
 }
 
 struct Stream {
-    requests: mpsc::Sender<SubscribeRequest>,
+    /// `None` when the consumer has left: the node ends the stream then.
+    requests: Option<mpsc::Sender<SubscribeRequest>>,
     responses: Streaming<SubscribeResponse>,
 }
 
@@ -89,12 +90,12 @@ impl Courier {
             self.shared.lock().opened = true;
         }
         self.shared.news.notify_waiters();
-        Ok(Stream { requests, responses })
+        Ok(Stream { requests: Some(requests), responses })
     }
 
     /// Takes deliveries and sends acks until the stream fails; `Ok` when the consumer is closed.
     async fn serve(&mut self, stream: Stream) -> Result<(), Error> {
-        let Stream { requests, mut responses } = stream;
+        let Stream { mut requests, mut responses } = stream;
         let mut frames: VecDeque<SubscribeRequest> = VecDeque::new();
         // While set, no new frames are gathered before it.
         let mut gather_until: Option<Instant> = None;
@@ -105,29 +106,36 @@ impl Courier {
                 let mut state = self.shared.lock();
                 if state.closing {
                     let since = *closing_since.get_or_insert(now);
-                    if frames.is_empty() && !state.has_acks() || now - since >= CLOSE_PATIENCE {
+                    if now - since >= CLOSE_PATIENCE {
                         return Ok(());
                     }
                 }
-                if gather_until.is_none_or(|until| now >= until) && frames.len() < FRAMES_AHEAD {
+                if requests.is_some() && gather_until.is_none_or(|until| now >= until) && frames.len() < FRAMES_AHEAD {
                     gather_until = None;
                     let gathered = state.frames();
                     frames.extend(gathered.into_iter().map(|frame| SubscribeRequest { frame: Some(frame) }));
                 }
+                if state.closing && frames.is_empty() && state.is_settled() {
+                    requests = None;
+                }
             }
             let close_check = closing_since.map(|since| since + CLOSE_PATIENCE);
             // While no frame leaves there is nothing to gather for: a time that is over would wake us for ever.
-            let gather = gather_until.filter(|_| frames.len() < FRAMES_AHEAD);
+            let gather = gather_until.filter(|_| frames.len() < FRAMES_AHEAD && requests.is_some());
             let wake = gather.into_iter().chain(close_check).min();
             tokio::select! {
                 biased;
                 response = responses.message() => {
-                    if self.received(response?)? {
+                    let response = response?;
+                    if requests.is_none() && response.is_none() {
+                        return Ok(());
+                    }
+                    if self.received(response)? {
                         gather_until = Some(now + ACK_PAUSE);
                     }
                     self.shared.news.notify_waiters();
                 }
-                slot = requests.reserve(), if !frames.is_empty() => {
+                slot = reserve(requests.as_ref()), if !frames.is_empty() => {
                     let slot = slot.map_err(|_| Error::Lost("the subscription is closed".into()))?;
                     slot.send(frames.pop_front().expect("checked by the arm's condition"));
                 }
@@ -179,6 +187,16 @@ impl Courier {
     fn end(&self, error: Error) {
         self.shared.lock().end(error);
         self.shared.news.notify_waiters();
+    }
+}
+
+/// Room for a frame. Of no use once the requests are over.
+async fn reserve(
+    requests: Option<&mpsc::Sender<SubscribeRequest>>,
+) -> Result<mpsc::Permit<'_, SubscribeRequest>, mpsc::error::SendError<()>> {
+    match requests {
+        Some(requests) => requests.reserve().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -173,6 +173,11 @@ impl State {
         !self.acks.places.is_empty() || !self.out.is_empty()
     }
 
+    /// Whether the node has been told all, and has answered.
+    pub(super) fn is_settled(&self) -> bool {
+        !self.has_acks() && self.nacks.is_empty()
+    }
+
     /// True while gathering a little longer costs nothing: an ack frame is out already.
     pub(super) fn may_gather(&self) -> bool {
         !self.out.is_empty() && self.credit_due < self.credit / 2 && self.acks.places.len() < RANGES_MAX
@@ -198,7 +203,7 @@ impl State {
             self.out.insert(request_id, acks);
         }
         // Credit after acks, so that the owner knows what is handled before it gives out more.
-        if self.credit_due > 0 {
+        if self.credit_due > 0 && !self.closing {
             frames.push(Frame::Credit(std::mem::take(&mut self.credit_due)));
         }
         frames

@@ -156,11 +156,11 @@ impl Task {
                 self.consumers.insert(consumer, frames);
                 Input::Join { consumer, credit }
             }
-            Message::Leave { consumer } => {
+            Message::Leave { consumer, lost } => {
                 if self.consumers.remove(&consumer).is_none() {
                     return;
                 }
-                Input::Leave { consumer }
+                Input::Leave { consumer, lost }
             }
             Message::Credit { consumer, events } => Input::Credit { consumer, events },
             Message::Ack { consumer, ranges, reply } => {
@@ -261,7 +261,7 @@ impl Task {
             Err(mpsc::error::TrySendError::Closed(_)) => {}
         }
         self.consumers.remove(&consumer);
-        self.input(Input::Leave { consumer });
+        self.input(Input::Leave { consumer, lost: true });
     }
 }
 

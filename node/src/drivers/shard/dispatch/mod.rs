@@ -51,11 +51,41 @@ struct Handle {
 /// From a consumer's stream to its group's task.
 enum Message {
     Join { consumer: ConsumerId, credit: u64, frames: mpsc::Sender<DeliveryFrame> },
-    Leave { consumer: ConsumerId },
+    Leave { consumer: ConsumerId, lost: bool },
     Credit { consumer: ConsumerId, events: u64 },
     Ack { consumer: ConsumerId, ranges: Vec<OffsetRange>, reply: oneshot::Sender<Vec<AckRefusal>> },
     Nack { consumer: ConsumerId, ranges: Vec<OffsetRange>, delay: Duration },
     Extend { consumer: ConsumerId, ranges: Vec<OffsetRange> },
+}
+
+/// A consumer's place in its group. Dropped, in whatever way its stream ends, it gives back what is in flight there.
+struct Membership {
+    seat: Arc<Seat>,
+    consumer: ConsumerId,
+    inputs: mpsc::Sender<Message>,
+    left: bool,
+}
+
+impl Membership {
+    /// Passes a request on; the acks before a leave come before it. False if the group's task has let go.
+    async fn send(&mut self, message: Message) -> bool {
+        self.left |= matches!(message, Message::Leave { .. });
+        self.inputs.send(message).await.is_ok()
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        if self.left {
+            return;
+        }
+        let leave = Message::Leave { consumer: self.consumer, lost: true };
+        // A task that has ended has forgotten the consumer already.
+        if let Err(mpsc::error::TrySendError::Full(leave)) = self.inputs.try_send(leave) {
+            let inputs = self.inputs.clone();
+            self.seat.commons.tasks.spawn("leave a group", async move { drop(inputs.send(leave).await) });
+        }
+    }
 }
 
 /// Serves a consumer of a group. `Ok` when the consumer is gone; `Err` is why this side ends it.
@@ -71,41 +101,42 @@ pub(super) async fn serve(
     let (frames_in, mut frames) = mpsc::channel(FRAMES_WAITING_MAX);
     let join = Message::Join { consumer, credit: open.credit, frames: frames_in };
     let inputs = join_group(&seat, topic, group, epoch, join).await?;
+    let mut membership = Membership { seat: seat.clone(), consumer, inputs, left: false };
     for partition in &open.partitions {
         let frame = EpochFrame { partition: *partition, epoch: epoch.0 };
         if !send(responses, deliver_response::Frame::Epoch(frame)).await {
-            break;
+            return Ok(());
         }
     }
     let mut acks: FuturesUnordered<BoxFuture<'static, AckAnswer>> = FuturesUnordered::new();
-    let ended = loop {
+    loop {
         tokio::select! {
             biased;
             Some(answer) = acks.next(), if !acks.is_empty() => {
                 if !send(responses, deliver_response::Frame::Ack(answer)).await {
-                    break Ok(());
+                    return Ok(());
                 }
             }
-            frame = frames.recv() => match frame {
+            frame = frames.recv(), if !membership.left => match frame {
                 Some(frame) => {
                     if !send(responses, deliver_response::Frame::Deliveries(frame)).await {
-                        break Ok(());
+                        return Ok(());
                     }
                 }
-                None => break Err(cut_off(&seat, epoch)),
+                None => return Err(cut_off(&seat, epoch)),
             },
             request = requests.recv(), if acks.len() < ACKS_WAITING_MAX => {
-                let Some(request) = request else { break Ok(()) };
+                let Some(request) = request else { return Ok(()) };
                 let Some(message) = message(consumer, request, &acks) else { continue };
-                if inputs.send(message).await.is_err() {
-                    break Err(cut_off(&seat, epoch));
+                if !membership.send(message).await {
+                    return Err(cut_off(&seat, epoch));
                 }
             }
         }
-    };
-    // A task that has ended has forgotten the consumer already.
-    let _ = inputs.send(Message::Leave { consumer }).await;
-    ended
+        if membership.left && acks.is_empty() {
+            return Ok(());
+        }
+    }
 }
 
 async fn send(responses: &Sender<DeliverResponse>, frame: deliver_response::Frame) -> bool {
@@ -207,6 +238,7 @@ fn message(
             Message::Nack { consumer, ranges: ranges(frame.ranges), delay }
         }
         deliver_request::Frame::Extend(frame) => Message::Extend { consumer, ranges: ranges(frame.ranges) },
+        deliver_request::Frame::Leave(_) => Message::Leave { consumer, lost: false },
         deliver_request::Frame::Open(_) => return None,
     })
 }
