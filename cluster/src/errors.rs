@@ -66,7 +66,12 @@ pub const TABLE: [Row; 25] = {
         row(C::NoOwner, G::Unavailable, R::Same, "No owner is known: an election is under way or a majority is gone."),
         row(C::OutcomeUnknown, G::Unknown, R::IfIdempotent, "The request may or may not have taken effect."),
         row(C::Overloaded, G::ResourceExhausted, R::Same, "A limit is reached; the message names it."),
-        row(C::DiskFull, G::ResourceExhausted, R::Same, "The disk's watermark is reached; publishes are refused."),
+        row(
+            C::DiskFull,
+            G::ResourceExhausted,
+            R::Same,
+            "The disk of the owner, or of a majority of the shard's replicas, is nearly full; publishes are refused until there is room.",
+        ),
         row(C::StaleEpoch, G::Aborted, R::Never, "An ack, nack or extend names an epoch that is over."),
         row(C::Corrupt, G::DataLoss, R::Same, "Data on this node's disk failed its check; the shard is fenced here."),
         row(C::NotReady, G::Unavailable, R::Same, "The node is starting, draining or stopping."),

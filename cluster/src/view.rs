@@ -24,6 +24,8 @@ pub struct Member {
     pub peer_address: String,
     /// Its binary's version.
     pub version: String,
+    /// Its disk is under the watermark: it refuses publishes, and should lead nothing that others can.
+    pub disk_full: bool,
     /// Alive or not.
     pub state: MemberState,
 }
@@ -87,6 +89,17 @@ impl ClusterView {
         self.members.get(&node).is_some_and(|member| member.state == MemberState::Down)
     }
 
+    /// Whether a node's disk has room for more events, as far as is known.
+    pub fn has_room(&self, node: NodeId) -> bool {
+        !self.members.get(&node).is_some_and(|member| member.disk_full)
+    }
+
+    /// Whether a majority of a shard's replicas have room for more events. True before it is planned.
+    pub fn majority_has_room(&self, shard: ShardId) -> bool {
+        let full = self.replicas_of(shard).filter(|node| !self.has_room(*node)).count();
+        full == 0 || full * 2 < self.replicas_of(shard).count()
+    }
+
     /// The node that has a name: as the registry knows it, or else as gossip does.
     pub fn node_named(&self, name: &str) -> Option<NodeId> {
         let registered = self.registry.node_by_name(name).map(|node| NodeId(node.id));
@@ -148,6 +161,7 @@ mod tests {
             client_address: String::new(),
             peer_address: String::new(),
             version: String::new(),
+            disk_full: id == 3,
             state,
         };
         let members = [member(2, "n2", MemberState::Alive), member(3, "n3", MemberState::Suspect)];
@@ -171,6 +185,26 @@ mod tests {
         assert_eq!(view.name_of(NodeId(4)), "0000000000000004");
         assert_eq!(view.registry_voters().collect::<Vec<_>>(), [NodeId(1)]);
         assert_eq!(view.replicas_of(ShardId(0)).collect::<Vec<_>>(), [NodeId(2), NodeId(1)]);
+    }
+
+    #[test]
+    fn events_need_room_at_a_majority() {
+        let mut view = view();
+        let record = RegistryState {
+            cluster_id: 1,
+            shards_total: 1,
+            shards: vec![ShardRecord {
+                shard: 0,
+                replicas: (1..=3).map(|id| ReplicaRecord { replica_id: id, node: id }).collect(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        view.registry = Arc::new(State::from_proto(record).expect("a good state"));
+        assert!(view.has_room(NodeId(2)) && !view.has_room(NodeId(3)));
+        assert!(view.majority_has_room(ShardId(0)) && view.majority_has_room(ShardId(9)));
+        view.members.get_mut(&NodeId(2)).expect("it is there").disk_full = true;
+        assert!(!view.majority_has_room(ShardId(0)));
     }
 
     #[test]

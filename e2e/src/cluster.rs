@@ -19,6 +19,8 @@ pub struct Cluster {
     dir: TempDir,
     /// Variables that the nodes are started with.
     variables: Vec<(String, String)>,
+    /// The nodes' data folders, where they are not in `dir`.
+    folders: Vec<PathBuf>,
 }
 
 /// One node: what it takes to start it, again and again.
@@ -38,6 +40,11 @@ impl Cluster {
 
     /// The same, the nodes with these `WEFT_*` variables.
     pub async fn start_with(count: usize, variables: &[(&str, &str)]) -> Result<Cluster> {
+        Cluster::start_at(count, variables, &[]).await
+    }
+
+    /// The same, the first nodes with these data folders.
+    pub async fn start_at(count: usize, variables: &[(&str, &str)], folders: &[PathBuf]) -> Result<Cluster> {
         let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let dir = TempDir::with_prefix("weft-e2e-").context("make a folder for the nodes")?;
         let mut ports = free_ports(3 * count)?.into_iter().map(|port| format!("127.0.0.1:{port}"));
@@ -47,7 +54,7 @@ impl Cluster {
             let name = format!("n{number}");
             nodes.push(Node { name, listen: address()?, peer: address()?, admin: address()?, process: None });
         }
-        let mut cluster = Cluster { nodes, dir, variables };
+        let mut cluster = Cluster { nodes, dir, variables, folders: folders.to_vec() };
         cluster.make_certificates()?;
         for index in 0..count {
             cluster.start_node(index)?;
@@ -71,11 +78,12 @@ impl Cluster {
         let root = self.dir.path();
         let expect = self.nodes.len().to_string();
         let seeds: Vec<String> = self.nodes.iter().map(|node| node.peer.clone()).collect();
+        let folder = self.folders.get(index).cloned().unwrap_or_else(|| root.join(&self.nodes[index].name));
         let node = &mut self.nodes[index];
         let log = OpenOptions::new().create(true).append(true).open(root.join(format!("{}.log", node.name)))?;
         let mut command = Command::new(binary()?);
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        command.args(["start", "--name", &node.name]).arg("--dir").arg(root.join(&node.name));
+        command.args(["start", "--name", &node.name]).arg("--dir").arg(folder);
         command.args(["--listen", &node.listen, "--peer-listen", &node.peer, "--admin-listen", &node.admin]);
         for (other, seed) in seeds.iter().enumerate() {
             if other != index {

@@ -5,6 +5,7 @@
 
 mod drain;
 mod flights;
+mod full;
 mod grpc;
 mod python;
 mod report;
@@ -28,6 +29,8 @@ enum Check {
     Grpc(grpc::Args),
     /// All three nodes restarted in turn under calls and events: no error.
     Drain(drain::Args),
+    /// Disks that fill at once, one and then all: no node ends, nothing is lost, and all goes on when there is room.
+    Full(full::Args),
 }
 
 #[tokio::main]
@@ -39,5 +42,6 @@ async fn main() -> ExitCode {
         Check::Flights(args) => flights::run(args).await.print(),
         Check::Grpc(args) => grpc::run(args).await.print(),
         Check::Drain(args) => drain::run(args).await.print(),
+        Check::Full(args) => full::run(args).await.print(),
     }
 }

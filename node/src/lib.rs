@@ -128,7 +128,8 @@ impl Node {
             .await
             .with_context(|| format!("open links on {bind}"))?;
         let seeds = config.node.seeds.clone();
-        let gossip = Gossip::start(host.clone(), config.gossip.clone(), links.clone(), seeds.clone(), &tasks);
+        let (full, of_gossip) = (storage.full_watch(), config.gossip.clone());
+        let gossip = Gossip::start(host.clone(), of_gossip, links.clone(), seeds.clone(), full, &tasks);
         let (rafts, registry) = Rafts::open(raft::Parts {
             host: host.clone(),
             tasks: tasks.clone(),

@@ -16,8 +16,12 @@ const SEEDS_CI: &str = "0..20";
 /// Seeds that `proof` runs.
 const SEEDS_PROOF: &str = "0..500";
 /// The end-to-end checks, each with the ways to break it; each of those must make it fail.
-const CHECKS: [(&str, &[&str]); 3] =
-    [("flights", &["drop", "swap", "duplicate"]), ("grpc", &["twice", "metadata", "data"]), ("drain", &["abrupt"])];
+const CHECKS: [(&str, &[&str]); 4] = [
+    ("flights", &["drop", "swap", "duplicate"]),
+    ("grpc", &["twice", "metadata", "data"]),
+    ("drain", &["abrupt"]),
+    ("full", &["stay"]),
+];
 
 /// What CI runs, stage by stage; stops at the first that fails.
 pub(crate) fn test() -> Result<()> {

@@ -111,6 +111,7 @@ mod tests {
             client_address: String::new(),
             peer_address: String::new(),
             version: String::new(),
+            disk_full: false,
             state: *state,
         };
         let registry = RegistryState {

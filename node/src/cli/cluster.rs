@@ -11,12 +11,21 @@ use super::server;
 pub(crate) async fn run(command: Command, servers: &[String], output: &mut Output) -> Result<(), Failure> {
     let cluster = server::connect(servers).await?.cluster();
     match command {
-        Command::Members => members(&cluster.members().await?, output),
+        Command::Members => {
+            let mut list = cluster.members().await?;
+            list.sort_by(|one, other| one.name.cmp(&other.name));
+            members(&list, output)
+        }
         Command::Status => status(&cluster.status().await?, output),
         Command::Shards => shards(&cluster.shards().await?, output),
         Command::Transfer { shard, node } => {
+            let owned = cluster.shards().await?.into_iter().find(|it| it.shard == shard && it.owner == node);
+            if let Some(owned) = owned {
+                let object = json!({"shard": shard, "node": node, "epoch": owned.epoch, "changed": false});
+                return output.say(&object, format_args!("{node} is already the owner of shard {shard}"));
+            }
             let epoch = cluster.transfer(shard, &node).await?;
-            let object = json!({"shard": shard, "node": node, "epoch": epoch});
+            let object = json!({"shard": shard, "node": node, "epoch": epoch, "changed": true});
             output.say(&object, format_args!("{node} owns shard {shard} since epoch {epoch}"))
         }
     }
@@ -40,7 +49,7 @@ fn members(members: &[Member], output: &mut Output) -> Result<(), Failure> {
                 "state": state_of(member), "generation": member.generation,
                 "client_address": member.client_address, "peer_address": member.peer_address,
                 "version": member.version, "voter": member.voter, "shards_owned": member.shards_owned,
-                "replicas": member.replicas,
+                "replicas": member.replicas, "disk_full": member.disk_full,
             })
         });
         return output.line(Value::from_iter(objects));
@@ -49,7 +58,7 @@ fn members(members: &[Member], output: &mut Output) -> Result<(), Failure> {
         vec![
             member.name.clone(),
             member.zone.clone(),
-            state_of(member).to_owned(),
+            if member.disk_full { format!("{}, disk full", state_of(member)) } else { state_of(member).to_owned() },
             member.client_address.clone(),
             member.peer_address.clone(),
             if member.voter { "yes" } else { "no" }.to_owned(),

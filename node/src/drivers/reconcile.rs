@@ -25,11 +25,11 @@ const ROUND_EVERY: Duration = Duration::from_millis(500);
 const FIRST_MEMBERSHIP_AFTER: Duration = Duration::from_secs(5);
 /// How long a change of the registry may take.
 const PROPOSE_PATIENCE: Duration = Duration::from_secs(5);
-/// Shards handed to their preferred nodes per round, by this node.
+/// Groups handed to other nodes per round, by this node.
 const HANDED_PER_ROUND: usize = 4;
 /// How long a leader that is to go looks for an heir before it tries again in the next round.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
-/// A shard that would not be handed over is left alone for this long.
+/// A group that would not be handed over is left alone for this long.
 const HAND_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// A new replica in place of one that failed is asked for again after this.
@@ -42,8 +42,8 @@ struct Memory {
     waiting: BTreeMap<RaftGroup, Instant>,
     /// When a node was first seen down.
     down: BTreeMap<NodeId, Instant>,
-    /// When a shard may be handed to its preferred node again.
-    handed: BTreeMap<ShardId, Instant>,
+    /// When a group may be handed to another node again.
+    handed: BTreeMap<RaftGroup, Instant>,
     /// Replicas that failed for which this process has asked for another: their ids, and when it may ask again.
     replaced: BTreeMap<RaftGroup, (u64, Instant)>,
     /// Groups that are being changed by a task of their own.
@@ -295,30 +295,40 @@ async fn propose(context: &Context, command: Command) {
     }
 }
 
-/// Hands shards to the nodes that should lead them, a few at a time.
+/// Hands groups to the nodes that should lead them, a few at a time.
 fn balance(context: &Arc<Context>, state: &State, view: &ClusterView, memory: &mut Memory) {
     let now = Instant::now();
     let mut handed = 0;
-    for group in context.groups() {
-        let Some(shard) = group.id().shard().filter(|_| group.leadership().borrow().acting) else { continue };
-        let Some(row) = state.shard(shard).filter(|row| row.target.is_empty()) else { continue };
-        let preferred = NodeId(row.preferred);
-        if preferred == context.me || !context.may_lead(view, preferred) || handed >= HANDED_PER_ROUND {
+    for group in context.groups().into_iter().filter(|group| group.leadership().borrow().acting) {
+        let id = group.id();
+        if handed >= HANDED_PER_ROUND || memory.handed.get(&id).is_some_and(|again| *again > now) {
             continue;
         }
-        let replica = group.voters().into_iter().find(|(_, node)| *node == preferred).map(|(replica, _)| replica);
-        let ready = replica.is_some_and(|replica| group.caught_up(replica));
-        if !ready || memory.handed.get(&shard).is_some_and(|again| *again > now) {
-            continue;
-        }
+        let Some(heir) = heir(context, state, view, &group) else { continue };
         handed += 1;
-        memory.handed.insert(shard, now + HAND_AGAIN_AFTER);
-        context.tasks.spawn("shard hand-over", async move {
-            if let Err(error) = group.transfer(preferred).await {
-                tracing::info!(%shard, to = %preferred, %error, "the shard was not handed over");
+        memory.handed.insert(id, now + HAND_AGAIN_AFTER);
+        context.tasks.spawn("hand-over", async move {
+            if let Err(error) = group.transfer(heir).await {
+                tracing::info!(group = %id, to = %heir, %error, "the group was not handed over");
             }
         });
     }
+}
+
+/// Who should lead a group in this node's stead: the preferred node, or any that has room while this node's disk is
+/// full. Whoever has no room itself is given nothing.
+fn heir(context: &Context, state: &State, view: &ClusterView, group: &Group) -> Option<NodeId> {
+    let row = group.id().shard().and_then(|shard| state.shard(shard));
+    let preferred = row.filter(|row| row.target.is_empty()).map(|row| NodeId(row.preferred));
+    let full = context.storage.full();
+    if preferred == Some(context.me) && !full {
+        return None;
+    }
+    let ready = |(replica, node): &(u64, NodeId)| {
+        *node != context.me && context.may_lead(view, *node) && view.has_room(*node) && group.caught_up(*replica)
+    };
+    let mut heirs = group.voters().into_iter().filter(ready).map(|(_, node)| node);
+    if full { heirs.max_by_key(|node| Some(*node) == preferred) } else { heirs.find(|node| Some(*node) == preferred) }
 }
 
 /// For a planned stop: gives a leadership to a peer that is up and has the log, the preferred one first. One that did
@@ -336,7 +346,7 @@ pub(super) async fn hand_over(context: &Arc<Context>, group: Group, deadline: In
             })
             .map(|(_, node)| node)
             .collect();
-        heirs.sort_by_key(|node| (asked.get(node).copied(), Some(node.0) != preferred, *node));
+        heirs.sort_by_key(|node| (asked.get(node).copied(), !view.has_room(*node), Some(node.0) != preferred, *node));
         let Some(heir) = heirs.first() else { return };
         *asked.entry(*heir).or_default() += 1;
         match timeout_at(deadline, group.transfer(*heir)).await {

@@ -142,6 +142,15 @@ impl DiskFile for OsFile {
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.file.set_len(bytes)
     }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+            Ok(()) => Ok(()),
+            // Not every file system can; a write may then meet a full disk.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.set_len(bytes),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 /// Joins parts into one buffer.
@@ -175,6 +184,9 @@ mod tests {
         let read = file.read_exact_at(5 + big.len(), 0).expect("read");
         assert_eq!(&read[..5], b"xyzab");
         assert_eq!(&read[5..], &big[..]);
+        file.allocate(1 << 20).expect("allocate");
+        assert_eq!(file.len().expect("len"), 1 << 20);
+        assert_eq!(&file.read_exact_at(5, 0).expect("read")[..], b"xyzab", "what was there stays");
         assert_eq!(OsDisk.list(folder.path()).expect("list"), vec![PathBuf::from("file")]);
         assert!(OsDisk.free_bytes(folder.path()).expect("free") > 0);
     }

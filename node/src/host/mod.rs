@@ -175,6 +175,13 @@ pub trait DiskFile: Send + Sync + 'static {
     fn len(&self) -> io::Result<u64>;
     /// Cuts or extends with zeros.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
+    /// Extends with zeros and has the file system set the space aside: writes below `bytes` meet no full disk then.
+    ///
+    /// # Errors
+    /// `StorageFull`: there is not so much; the length may have changed.
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        self.set_len(bytes)
+    }
 }
 
 impl dyn DiskFile {

@@ -123,10 +123,28 @@ fn full_disks_refuse_publishes_and_lose_nothing() {
     assert!(noted(&verdict, "ended").is_none(), "the watermark keeps room for what is under way");
 }
 
+/// At once, with what is committed still to be written: others lead what it led, and it catches up.
 #[test]
-fn a_disk_without_room_for_the_journal_ends_its_node_and_loses_nothing() {
-    let full = Fault::FullDisk { node: 0, room: 0, lasts: ms(4_000) };
-    sound(plan(9, ms(10_000), vec![(ms(2_000), full)]));
+fn a_disk_that_fills_at_once_stops_nothing() {
+    let full = Fault::FullDisk { node: 0, room: 0, lasts: ms(5_000) };
+    let verdict = sound(plan(9, ms(12_000), vec![(ms(2_000), full)]));
+    assert!(noted(&verdict, "ended").is_none(), "no node ends");
+    let gap = longest_gap(&verdict, noted(&verdict, "FullDisk").expect("the disk fills"));
+    assert!(gap < ms(4_000), "{gap:?} without a receipt while two disks have room");
+}
+
+/// Nothing can be stored anywhere, and nobody ends: when there is room all goes on.
+#[test]
+fn disks_that_fill_at_once_everywhere_hold_everything_up_and_lose_nothing() {
+    let full = |node| (ms(2_000), Fault::FullDisk { node, room: 0, lasts: ms(5_000) });
+    let verdict = sound(plan(12, ms(14_000), vec![full(0), full(1), full(2)]));
+    assert!(noted(&verdict, "ended").is_none(), "no node ends");
+    let until = noted(&verdict, "FullDisk").expect("the disks fill") + ms(5_000);
+    let later = verdict
+        .history
+        .iter()
+        .any(|entry| matches!(entry.what, What::PublishOk { .. }) && Duration::from_micros(entry.at_us) > until);
+    assert!(later, "publishes are taken again");
 }
 
 /// The owner meets the damage when it is read, and leaves the shard to those that have it whole.

@@ -66,7 +66,8 @@ async fn node(disk: &MemoryDisk) -> Node {
     };
     let bind = ([127, 0, 0, 1], 0).into();
     let links = Links::start(host.clone(), LinkConfig::default(), bind, me, credentials, &tasks).await.expect("links");
-    let gossip = Gossip::start(host.clone(), GossipConfig::default(), links.clone(), Vec::new(), &tasks);
+    let gossip =
+        Gossip::start(host.clone(), GossipConfig::default(), links.clone(), Vec::new(), storage.full_watch(), &tasks);
     let record = NodeRecord {
         id: identity.node.0,
         name: "n1".into(),

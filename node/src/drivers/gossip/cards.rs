@@ -25,6 +25,8 @@ pub(super) struct Card {
     pub(super) name: String,
     pub(super) client_address: String,
     pub(super) version: String,
+    /// Its disk is under the watermark.
+    pub(super) disk_full: bool,
     /// It leaves in order.
     pub(super) leaving: bool,
 }
@@ -108,6 +110,7 @@ mod tests {
             name: format!("n{node}"),
             client_address: String::new(),
             version: String::new(),
+            disk_full: false,
             leaving: false,
         }
     }

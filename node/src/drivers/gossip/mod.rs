@@ -57,15 +57,22 @@ struct Metrics {
 
 impl Gossip {
     /// Starts SWIM as `links.me()`. `seeds`: host:port of nodes to ask for the others, resolved again and
-    /// again until somebody answers; empty for the first node.
-    pub fn start(host: Arc<dyn Host>, config: GossipConfig, links: Links, seeds: Vec<String>, tasks: &Tasks) -> Gossip {
+    /// again until somebody answers; empty for the first node. `full`: whether this node's disk is under its watermark.
+    pub fn start(
+        host: Arc<dyn Host>,
+        config: GossipConfig,
+        links: Links,
+        seeds: Vec<String>,
+        full: watch::Receiver<bool>,
+        tasks: &Tasks,
+    ) -> Gossip {
         let mut dice = [0; 32];
         host.entropy(&mut dice);
         let metrics = Metrics::default();
         let (published, members) = watch::channel(Members::default());
         let (inputs, queue) = mpsc::channel(QUEUE_MAX);
         let swim = Swim::new(links.clone(), &config, dice, metrics.clone(), published);
-        tasks.spawn_vital("gossip", swim.run(config.clone(), queue));
+        tasks.spawn_vital("gossip", swim.run(config.clone(), queue, full));
         if !seeds.is_empty() {
             let looking = seeds::run(host, links, seeds, config, inputs.clone(), members.clone());
             tasks.spawn("gossip seeds", looking);

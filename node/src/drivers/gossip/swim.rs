@@ -115,6 +115,7 @@ impl Swim {
             name: me.name.clone(),
             client_address: me.client_address.clone(),
             version: me.version.clone(),
+            disk_full: false,
             leaving: false,
         };
         let shelf = Shelf::default();
@@ -143,7 +144,15 @@ impl Swim {
     }
 
     /// Runs until it is cancelled.
-    pub(super) async fn run(mut self, config: GossipConfig, mut inputs: mpsc::Receiver<Input>) {
+    pub(super) async fn run(
+        mut self,
+        config: GossipConfig,
+        mut inputs: mpsc::Receiver<Input>,
+        mut full: watch::Receiver<bool>,
+    ) {
+        // What it says now counts too.
+        full.mark_changed();
+        let mut storage_open = true;
         let mut digests = interval(config.digest_period);
         digests.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut lacks = interval(config.seed_retry);
@@ -161,6 +170,10 @@ impl Swim {
                         std::future::pending::<()>().await;
                     }
                     batch.drain(..).for_each(|input| self.on_input(input));
+                }
+                changed = full.changed(), if storage_open => {
+                    storage_open = changed.is_ok();
+                    self.on_space(*full.borrow_and_update());
                 }
                 _ = digests.tick() => self.send_digest(),
                 _ = lacks.tick() => {
@@ -258,15 +271,29 @@ impl Swim {
         }
     }
 
-    fn leave(&mut self) {
+    fn on_space(&mut self, full: bool) {
+        if full != self.card.disk_full {
+            self.revise(|card| card.disk_full = full);
+        }
+    }
+
+    /// Changes this node's card and tells everybody who is up.
+    fn revise(&mut self, change: impl FnOnce(&mut Card)) {
         self.dirty = true;
-        self.card.leaving = true;
+        change(&mut self.card);
         self.card.revision += 1;
         let card = self.card.clone();
         self.spread(&card);
+        if self.left {
+            return;
+        }
         for address in self.up_addresses() {
             self.send(address, KIND_CARDS, &vec![card.clone()]);
         }
+    }
+
+    fn leave(&mut self) {
+        self.revise(|card| card.leaving = true);
         if let Err(error) = self.foca.leave_cluster(&mut self.runtime) {
             tracing::debug!(%error, "leave the cluster");
         }
@@ -409,6 +436,7 @@ impl Swim {
             client_address: card.client_address,
             peer_address: identity.address.to_string(),
             version: card.version,
+            disk_full: card.disk_full && card.generation == identity.generation,
             state,
         })
     }
@@ -416,6 +444,7 @@ impl Swim {
     fn myself(&self) -> Member {
         let Me { id, name, zone, generation, client_address, peer_address, version, .. } = self.me.clone();
         let state = if self.card.leaving { MemberState::Left } else { MemberState::Alive };
-        Member { id, name, zone, generation, client_address, peer_address: peer_address.to_string(), version, state }
+        let (peer_address, disk_full) = (peer_address.to_string(), self.card.disk_full);
+        Member { id, name, zone, generation, client_address, peer_address, version, disk_full, state }
     }
 }

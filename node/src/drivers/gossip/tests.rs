@@ -32,6 +32,7 @@ struct Node {
     gossip: Gossip,
     links: Links,
     tasks: Tasks,
+    full: watch::Sender<bool>,
 }
 
 impl Node {
@@ -63,9 +64,10 @@ impl Node {
             seed_retry: Duration::from_millis(100),
             ..GossipConfig::default()
         };
-        let gossip = Gossip::start(host, config, links.clone(), seeds, &tasks);
+        let full = watch::Sender::new(false);
+        let gossip = Gossip::start(host, config, links.clone(), seeds, full.subscribe(), &tasks);
         links.serve(Arc::new(Door(gossip.clone())));
-        Node { gossip, links, tasks }
+        Node { gossip, links, tasks, full }
     }
 
     fn at(&self) -> SocketAddr {
@@ -131,6 +133,22 @@ async fn a_node_that_leaves_is_seen_to_leave() {
     two.gossip.leave().await;
     two.links.close().await;
     one.sees("it has left", |members| states(members) == [Alive, Left]).await;
+}
+
+#[tokio::test]
+async fn a_full_disk_is_known_to_all() {
+    let ca = Authority::create(&Production::new(Arc::new(OsDisk)), "test").expect("a CA");
+    let one = Node::start(&ca, 1, 1, any(), vec![]).await;
+    let two = Node::start(&ca, 2, 1, any(), vec![one.at().to_string()]).await;
+    for full in [true, false] {
+        one.sees("both are there", |members| members.len() == 2).await;
+        two.full.send_replace(full);
+        for node in [&one, &two] {
+            let told = |members: &Members| members.get(&NodeId(2)).is_some_and(|member| member.disk_full == full);
+            node.sees("the disk of the second", told).await;
+            assert!(!node.gossip.members().borrow()[&NodeId(1)].disk_full);
+        }
+    }
 }
 
 #[tokio::test]

@@ -41,6 +41,10 @@ async fn serve(context: &Context, from: NodeId, request: wire::RaftRequest) -> R
     match request.request.ok_or("an empty raft request")? {
         Request::Append(append) => {
             let append = convert::append_from_wire(append).map_err(|e| text(&e))?;
+            if group.paused() && !append.entries.is_empty() && context.storage.cramped() {
+                // What cannot be applied cannot be purged either, and would take the journal from all other groups.
+                return Err(format!("{id} takes no more here: the disk is full"));
+            }
             let term = append.vote.leader_id.term;
             let response = raft.append_entries(append).await.map_err(|e| text(&e))?;
             if !matches!(response, AppendEntriesResponse::HigherVote(_)) {

@@ -95,7 +95,9 @@ impl Group {
         let replica = ReplicaId(log.replica());
         let config = Arc::new(openraft_config(&context.config, id).map_err(io::Error::other)?);
         let metrics = context.metrics.clone();
-        let machine = Machine::new(context.host.clone(), context.tasks.clone(), metrics.clone(), machine);
+        let stopped = CancellationToken::new();
+        let (host, tasks) = (context.host.clone(), context.tasks.clone());
+        let machine = Machine::new(host, tasks, metrics.clone(), machine, stopped.clone());
         let network = Network { links: context.links.clone(), metrics: metrics.clone(), group: id.0, from: replica.0 };
         let append_bytes = usize::try_from(context.config.append_bytes.as_u64()).unwrap_or(usize::MAX);
         let log = Log::new(log, append_bytes);
@@ -117,7 +119,7 @@ impl Group {
                 metrics,
                 fenced: context.fenced.clone(),
                 waived: AtomicU64::new(0),
-                stopped: CancellationToken::new(),
+                stopped,
                 serving: TaskTracker::new(),
                 leaderships: context.leaderships.clone(),
             }),
@@ -262,6 +264,11 @@ impl Group {
         let last = data.last_log.as_ref().map_or(0, |id| id.index);
         let matched = data.replication.as_ref().and_then(|map| map.get(&replica).cloned()).flatten();
         matched.is_some_and(|id| id.index + CAUGHT_UP_ENTRIES >= last)
+    }
+
+    /// Whether what is committed waits for room on this node's disk.
+    pub(in crate::drivers) fn paused(&self) -> bool {
+        self.inner.machine.paused()
     }
 
     /// Whether the group has a membership here.

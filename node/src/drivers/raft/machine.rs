@@ -8,11 +8,13 @@ use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::{Mutex, watch};
+use tokio_util::sync::CancellationToken;
 use weft_cluster::ids::NodeId;
 
 use super::convert::{log_id, position, stored_from_bytes, stored_to_bytes};
 use super::types::{LogId, Response, SnapshotMeta, StoredMembership, TypeConfig};
 use super::{Manifest, Metrics, Staged, StateMachine};
+use crate::drivers::storage;
 use crate::host::{Host, Tasks};
 
 /// A snapshot as openraft hands it around.
@@ -42,6 +44,10 @@ struct Shared {
     /// The term of the last entry applied.
     term: watch::Sender<u64>,
     started: AtomicBool,
+    /// What is committed waits for room on the disk.
+    paused: AtomicBool,
+    /// The replica stops.
+    stopped: CancellationToken,
 }
 
 /// One of our state machines, as openraft sees it. Clones share it.
@@ -49,7 +55,13 @@ struct Shared {
 pub(super) struct Machine(Arc<Shared>);
 
 impl Machine {
-    pub(super) fn new(host: Arc<dyn Host>, tasks: Tasks, metrics: Metrics, machine: Box<dyn StateMachine>) -> Machine {
+    pub(super) fn new(
+        host: Arc<dyn Host>,
+        tasks: Tasks,
+        metrics: Metrics,
+        machine: Box<dyn StateMachine>,
+        stopped: CancellationToken,
+    ) -> Machine {
         let term = machine.applied().map_or(0, |at| at.term);
         Machine(Arc::new(Shared {
             host,
@@ -58,7 +70,34 @@ impl Machine {
             machine: Mutex::new(machine),
             term: watch::Sender::new(term),
             started: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            stopped,
         }))
+    }
+
+    /// Whether what is committed waits for room on the disk.
+    pub(super) fn paused(&self) -> bool {
+        self.0.paused.load(Ordering::Acquire)
+    }
+
+    /// Makes a run of applies visible, however long the disk is full: what is committed is applied when there is room,
+    /// and the replica neither forgets it nor goes on without it.
+    async fn flush(&self, machine: &mut dyn StateMachine) -> io::Result<()> {
+        let mut pause = None;
+        loop {
+            match machine.flush() {
+                Ok(()) => return Ok(()),
+                Err(error) if storage::is_full(&error) => {
+                    pause.get_or_insert_with(|| Pause::begin(&self.0, &error));
+                    tokio::select! {
+                        biased;
+                        () = self.0.stopped.cancelled() => return Err(error),
+                        () = tokio::time::sleep(storage::FULL_PAUSE) => {}
+                    }
+                }
+                Err(error) => return self.end(format!("write what is applied: {error}")).await,
+            }
+        }
     }
 
     /// Ends the process, and never returns: a replica that cannot apply what is committed must not go on as if it
@@ -90,6 +129,25 @@ impl Machine {
             machine.stage(from, at, stored_to_bytes(&meta.last_membership), manifest)
         };
         Ok(Snapshot { staged: Some(staged.await?), ..Snapshot::marker() })
+    }
+}
+
+/// A replica that waits for room on the disk, until it drops.
+struct Pause<'a>(&'a Shared);
+
+impl<'a> Pause<'a> {
+    fn begin(shared: &'a Shared, error: &io::Error) -> Pause<'a> {
+        tracing::error!(%error, "the disk is full: a replica waits for room before it applies more");
+        shared.paused.store(true, Ordering::Release);
+        shared.metrics.paused_groups.inc();
+        Pause(shared)
+    }
+}
+
+impl Drop for Pause<'_> {
+    fn drop(&mut self) {
+        self.0.paused.store(false, Ordering::Release);
+        self.0.metrics.paused_groups.dec();
     }
 }
 
@@ -153,9 +211,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             }
         }
         // Proposers are answered only after readers can see what they proposed.
-        if let Err(error) = machine.flush() {
-            return self.end(format!("write what is applied: {error}")).await;
-        }
+        self.flush(machine.as_mut()).await?;
         drop(machine);
         for (responder, response) in answers {
             responder.send(response);
@@ -178,7 +234,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         }
         let staged = snapshot.staged.ok_or_else(|| io::Error::other("a snapshot without its state"))?;
         machine.install(at, staged).await?;
-        machine.flush()?;
+        self.flush(machine.as_mut()).await?;
         if machine.applied() != Some(at) {
             return Err(io::Error::other("the state machine is not at the snapshot it installed"));
         }
@@ -198,5 +254,79 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let (at, manifest, pin) = machine.snapshot()?;
         let meta = SnapshotMeta { last_log_id: Some(log_id(at)), ..meta_of(machine.as_ref())? };
         Ok(Some(Made { meta, snapshot: Snapshot { manifest, _pin: Some(pin), staged: None } }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use weft_cluster::ids::LogPosition;
+
+    use super::*;
+    use crate::drivers::raft::Applied;
+    use crate::host::Promise;
+    use crate::host::testing::{MemoryDisk, TestHost};
+
+    /// Meets a full disk so many times.
+    struct Full(usize);
+
+    impl StateMachine for Full {
+        fn applied(&self) -> Option<LogPosition> {
+            None
+        }
+        fn membership(&self) -> Bytes {
+            Bytes::new()
+        }
+        fn apply(&mut self, _at: LogPosition, _command: Bytes) -> io::Result<Applied> {
+            unreachable!("nothing is applied here")
+        }
+        fn note(&mut self, _at: LogPosition, _membership: Option<Bytes>) {}
+        fn flush(&mut self) -> io::Result<()> {
+            match self.0.checked_sub(1) {
+                None => Ok(()),
+                Some(left) => {
+                    self.0 = left;
+                    Err(io::ErrorKind::StorageFull.into())
+                }
+            }
+        }
+        fn snapshot(&mut self) -> io::Result<(LogPosition, Manifest, Box<dyn Send + Sync>)> {
+            unreachable!("nobody asks for a snapshot")
+        }
+        fn stage(&self, _: NodeId, _: LogPosition, _: Bytes, _: Manifest) -> Promise<'static, io::Result<Staged>> {
+            unreachable!("nobody sends a snapshot")
+        }
+        fn install(&mut self, _: LogPosition, _: Staged) -> Promise<'_, io::Result<()>> {
+            unreachable!("nobody sends a snapshot")
+        }
+    }
+
+    fn machine(times: usize) -> (Machine, CancellationToken) {
+        let host: Arc<dyn Host> = TestHost::new(MemoryDisk::default(), 1);
+        let stopped = CancellationToken::new();
+        let machine = Box::new(Full(times));
+        (Machine::new(host.clone(), Tasks::new(host), Metrics::default(), machine, stopped.clone()), stopped)
+    }
+
+    #[tokio::test]
+    async fn what_is_applied_waits_for_room() {
+        let (mut machine, _stopped) = machine(2);
+        let paused = machine.clone();
+        let mut applying = std::pin::pin!(machine.apply(futures::stream::empty()));
+        assert!(futures::poll!(applying.as_mut()).is_pending());
+        assert!(paused.paused());
+        assert_eq!(paused.0.metrics.paused_groups.get(), 1);
+        applying.await.expect("there is room in the end");
+        assert!(!paused.paused());
+        assert_eq!(paused.0.metrics.paused_groups.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_stops_waits_no_longer() {
+        let (mut machine, stopped) = machine(usize::MAX);
+        let mut applying = std::pin::pin!(machine.apply(futures::stream::empty()));
+        assert!(futures::poll!(applying.as_mut()).is_pending());
+        stopped.cancel();
+        assert!(storage::is_full(&applying.await.expect_err("nothing was written")));
     }
 }

@@ -25,6 +25,8 @@ pub struct Metrics {
     pub snapshots_installed: Counter,
     /// Groups whose replica here failed a check or stopped by itself.
     pub fenced_groups: Gauge,
+    /// Groups whose replica here waits for room on the disk before it applies more.
+    pub paused_groups: Gauge,
     /// Groups that this node leads.
     pub groups_led: Gauge,
 }
@@ -39,6 +41,7 @@ impl Default for Metrics {
             snapshots_sent: Counter::default(),
             snapshots_installed: Counter::default(),
             fenced_groups: Gauge::default(),
+            paused_groups: Gauge::default(),
             groups_led: Gauge::default(),
         }
     }
@@ -61,6 +64,8 @@ impl Metrics {
         registry.register("weft_raft_propose_seconds", "Seconds from a proposal to its end.", seconds);
         let fenced = self.fenced_groups.clone();
         registry.register("weft_raft_fenced_groups", "Groups whose replica here may not be used.", fenced);
+        let paused = self.paused_groups.clone();
+        registry.register("weft_raft_paused_groups", "Groups whose replica here waits for room on the disk.", paused);
         registry.register("weft_raft_groups_led", "Groups that this node leads.", self.groups_led.clone());
     }
 }

@@ -58,7 +58,8 @@ pub trait StateMachine: Send + 'static {
     fn apply(&mut self, at: LogPosition, command: Bytes) -> io::Result<Applied>;
     /// A membership or blank entry took effect at `at`; `membership` is `None` for a blank one.
     fn note(&mut self, at: LogPosition, membership: Option<Bytes>);
-    /// A run of applies is over: publish what readers may see. An error stops the node.
+    /// A run of applies is over: publish what readers may see. An error stops the node, save a full disk
+    /// (`storage::is_full`): then nothing is lost, and it is called again until it succeeds.
     fn flush(&mut self) -> io::Result<()>;
     /// The present state for a replica that is too far behind; its files stay pinned while `Pin` lives.
     fn snapshot(&mut self) -> io::Result<(LogPosition, Manifest, Box<dyn Send + Sync>)>;

@@ -243,6 +243,7 @@ fn member(name: &str, identity: &crate::drivers::storage::Identity, address: Soc
         client_address: "127.0.0.1:1".into(),
         peer_address: address.to_string(),
         version: "test".into(),
+        disk_full: false,
         state: MemberState::Alive,
     }
 }

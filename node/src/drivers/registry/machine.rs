@@ -11,7 +11,7 @@ use weft_proto::internal::v1::{RegistryCheckpoint, RegistryEntry, RegistryState,
 
 use super::Registry;
 use crate::drivers::raft::{Applied, Group, Manifest, Staged, StateMachine};
-use crate::drivers::storage::{Checkpointed, Storage};
+use crate::drivers::storage::{Checkpointed, FULL_PAUSE, Storage, is_full};
 use crate::host::Promise;
 
 fn invalid(error: impl std::fmt::Display) -> io::Error {
@@ -47,7 +47,6 @@ impl Checkpointed for Kept {
     fn freeze(&self) -> Option<(LogPosition, Bytes)> {
         let (at, state, membership) = self.with(|inner| {
             let at = inner.state.applied().filter(|at| Some(*at) != inner.frozen)?;
-            inner.frozen = Some(at);
             Some((at, inner.state.clone(), inner.membership.clone()))
         })?;
         let membership = StoredMembership::decode(membership).expect("encoded by the raft driver");
@@ -56,6 +55,7 @@ impl Checkpointed for Kept {
     }
 
     fn checkpointed(&self, at: LogPosition) {
+        self.with(|inner| inner.frozen = inner.frozen.max(Some(at)));
         if let Some(group) = self.group.get() {
             group.checkpointed(at);
         }
@@ -164,7 +164,13 @@ impl StateMachine for Replica {
                 inner.membership = membership;
             });
             self.entries.clear();
-            self.storage.checkpoint().await
+            loop {
+                match self.storage.checkpoint().await {
+                    // The state is here and the log is not purged before it is durable: it can wait.
+                    Err(error) if is_full(&error) => tokio::time::sleep(FULL_PAUSE).await,
+                    taken => return taken,
+                }
+            }
         })
     }
 }

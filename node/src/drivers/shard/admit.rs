@@ -21,11 +21,12 @@ pub(super) fn append(
 ) -> Result<Promise<'static, Result<Receipt, Error>>, Error> {
     let leadership = seat.acting()?;
     let metrics = &seat.commons.metrics;
-    if seat.commons.storage.full() {
+    let view = seat.commons.view();
+    if seat.commons.storage.full() || !view.majority_has_room(seat.shard) {
         metrics.disk_full.inc();
-        return Err(disk_full());
+        return Err(disk_full(&view, seat.shard));
     }
-    let (partition, events) = check(&seat.commons.view(), seat, &append)?;
+    let (partition, events) = check(&view, seat, &append)?;
     let ticket = Ticket { partition, events, append, epoch: leadership.epoch };
     if let Some(permit) = seat.queue.try_room(ticket.append.packed.len()) {
         return Ok(ticket.queue(seat, permit));

@@ -14,7 +14,7 @@ use weft_proto::internal::v1::{
 
 use super::seat::{Replica, Seat};
 use crate::drivers::raft::{Applied, Manifest, Staged, StateMachine, fetch_file};
-use crate::drivers::storage::{Checkpointed, SegmentInfo, Staging};
+use crate::drivers::storage::{Checkpointed, SegmentInfo, Staging, is_full};
 use crate::host::Promise;
 
 /// A replica as its last checkpoint has it, or an empty one.
@@ -209,19 +209,26 @@ pub(super) struct Checkpoints(pub(super) Arc<Seat>);
 
 impl Checkpointed for Checkpoints {
     fn freeze(&self) -> Option<(LogPosition, Bytes)> {
-        let mut replica = self.0.replica();
+        let replica = self.0.replica();
         let applied = replica.state.applied()?;
         if replica.installing || replica.frozen == Some(applied) {
             return None;
         }
-        if let Err(error) = self.0.segments.flush() {
-            self.0.commons.host.abort(&format!("write the segments of shard {}: {error}", self.0.shard));
+        match self.0.segments.flush() {
+            Ok(()) => {}
+            // Its last checkpoint and the journal have it all.
+            Err(error) if is_full(&error) => return None,
+            Err(error) => self.0.commons.host.abort(&format!("write the segments of shard {}: {error}", self.0.shard)),
         }
-        replica.frozen = Some(applied);
         Some((applied, replica.state.to_proto().encode_to_vec().into()))
     }
 
     fn checkpointed(&self, at: LogPosition) {
+        // Only now: a checkpoint that met a full disk is taken again, even if nothing is applied meanwhile.
+        {
+            let mut replica = self.0.replica();
+            replica.frozen = replica.frozen.max(Some(at));
+        }
         self.0.checkpointed(at);
     }
 }

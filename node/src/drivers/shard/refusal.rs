@@ -1,6 +1,7 @@
 //! The refusals of the publish and deliver paths: one constructor each, so that code, retry and sentence agree.
 
-use weft_cluster::ids::{NodeId, PartitionId};
+use weft_cluster::ids::{NodeId, PartitionId, ShardId};
+use weft_cluster::view::ClusterView;
 use weft_proto::v1::{Error, ErrorCode, Retry};
 
 /// An error with its code and what a client may do about it.
@@ -34,9 +35,15 @@ pub fn overloaded(limit: &str) -> Error {
     refusal(ErrorCode::Overloaded, Retry::Same, format!("the limit {limit} is reached"))
 }
 
-/// The disk's watermark is reached.
-pub fn disk_full() -> Error {
-    let message = "the owner's disk is nearly full (storage.free_bytes_min): publishes are refused";
+/// The disk of the owner, which asks, or those of a majority of the shard's replicas are under their watermark.
+pub fn disk_full(view: &ClusterView, shard: ShardId) -> Error {
+    let full = |node: &NodeId| *node != view.me && !view.has_room(*node);
+    let mut nodes: Vec<String> = view.replicas_of(shard).filter(full).map(|node| view.name_of(node)).collect();
+    if !view.has_room(view.me) || nodes.is_empty() {
+        nodes.insert(0, view.name_of(view.me));
+    }
+    let nodes = nodes.join(", ");
+    let message = format!("publishes are refused until there is room on the disk of {nodes} (storage.free_bytes_min)");
     refusal(ErrorCode::DiskFull, Retry::Same, message)
 }
 

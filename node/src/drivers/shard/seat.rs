@@ -21,7 +21,7 @@ use crate::drivers::storage::Segments;
 /// The replica's state and what goes with it. Locked for as long as one entry takes to apply.
 pub(super) struct Replica {
     pub(super) state: State,
-    /// The position that the last checkpoint froze.
+    /// The position that the last durable checkpoint has.
     pub(super) frozen: Option<LogPosition>,
     /// A snapshot is being installed: no checkpoint now.
     pub(super) installing: bool,

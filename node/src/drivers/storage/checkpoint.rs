@@ -12,7 +12,7 @@ use weft_cluster::ids::LogPosition;
 
 use super::group::Group;
 use super::meta::{self, FileRecord, GroupRecord, Manifest, Meta, MetaRef};
-use super::{Checkpointed, Inner, locked};
+use super::{Checkpointed, Inner, locked, space};
 
 /// Counts and leftovers of checkpoints.
 #[derive(Default)]
@@ -66,9 +66,7 @@ pub(super) async fn run(inner: Arc<Inner>, mut asked: tokio::sync::mpsc::Receive
 /// failure: nothing that counts was touched.
 fn survive<T>(inner: &Inner, result: io::Result<T>) -> io::Result<T> {
     match result {
-        Err(error) if error.kind() != io::ErrorKind::StorageFull => {
-            inner.host.abort(&format!("a checkpoint cannot be written: {error}"))
-        }
+        Err(error) if !space::is_full(&error) => inner.host.abort(&format!("a checkpoint cannot be written: {error}")),
         result => result,
     }
 }

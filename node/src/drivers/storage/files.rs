@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use super::locked;
+use super::space::Space;
 use crate::host::{Disk, DiskFile, Open};
 
 /// Segment files kept open; the least recently used is closed first.
@@ -15,6 +16,7 @@ const FILES_OPEN_MAX: usize = 512;
 pub(super) struct Files {
     pub(super) disk: Arc<dyn Disk>,
     pub(super) segment_bytes: u64,
+    pub(super) space: Arc<Space>,
     cache: Mutex<Cache>,
 }
 
@@ -25,8 +27,8 @@ struct Cache {
 }
 
 impl Files {
-    pub(super) fn new(disk: Arc<dyn Disk>, segment_bytes: u64) -> Files {
-        Files { disk, segment_bytes, cache: Mutex::default() }
+    pub(super) fn new(disk: Arc<dyn Disk>, segment_bytes: u64, space: Arc<Space>) -> Files {
+        Files { disk, segment_bytes, space, cache: Mutex::default() }
     }
 
     /// An open file, for reading and writing.

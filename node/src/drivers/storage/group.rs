@@ -213,6 +213,7 @@ impl Group {
             .into_iter()
             .map(|entry| Record::with(Kind::Entry, self.id.0, entry.at.index, entry.at.term, entry.payload))
             .collect();
+        inner.space.take(records.iter().map(|(record, _)| u64::from(record.bytes)).sum());
         self.change(inner, done, |log| {
             let from = log.end();
             for (index, (record, _)) in (from..).zip(&records) {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,7 +19,8 @@ use super::journal::{self, Item, Journal};
 use super::meta::group_dir;
 use super::open::{self, Opened};
 use super::segments::ShardFiles;
-use super::{Checkpointed, Metrics, RecoveredGroup, StorageConfig, locked, scrub, space};
+use super::space::{self, Space};
+use super::{Checkpointed, Metrics, RecoveredGroup, StorageConfig, locked, scrub};
 use crate::host::{Disk, Host, Tasks};
 
 /// The log cache is looked after once per so many journal bytes.
@@ -47,7 +47,7 @@ pub(super) struct Inner {
     pub(super) checkpoint_due: Notify,
     pub(super) spare_due: Notify,
     pub(super) closed: Notify,
-    pub(super) full: AtomicBool,
+    pub(super) space: Arc<Space>,
     evict_bytes: Mutex<u64>,
     asked: mpsc::Sender<oneshot::Sender<io::Result<()>>>,
     stopping: CancellationToken,
@@ -61,12 +61,14 @@ impl Inner {
         tasks: &Tasks,
     ) -> io::Result<(Arc<Inner>, Vec<RecoveredGroup>)> {
         let disk = host.disk();
+        let space = Arc::new(Space::new(&config));
         let work = {
             let (host, disk, dir, config) = (Arc::clone(&host), Arc::clone(&disk), dir.clone(), config.clone());
+            let space = Arc::clone(&space);
             move || {
                 disk.create_dir_all(&dir)?;
                 let lock: Arc<dyn Send + Sync> = Arc::from(disk.lock(&dir.join("LOCK"))?);
-                open::open(&*host, &disk, &dir, &config).map(|opened| (lock, opened))
+                open::open(&*host, &disk, &dir, &config, &space).map(|opened| (lock, opened))
             }
         };
         let (lock, opened) = host.run_blocking(work).await?;
@@ -100,7 +102,7 @@ impl Inner {
             checkpoint_due: Notify::new(),
             spare_due: Notify::new(),
             closed: Notify::new(),
-            full: AtomicBool::new(false),
+            space,
             evict_bytes: Mutex::default(),
             asked,
             stopping: tasks.stopping().clone(),
@@ -218,6 +220,19 @@ impl Inner {
         }
     }
 
+    /// A pause of whoever has met a full disk.
+    ///
+    /// # Errors
+    /// `BrokenPipe`: the storage stops.
+    pub(super) async fn wait_for_room(&self) -> io::Result<()> {
+        self.space.due.notify_one();
+        tokio::select! {
+            biased;
+            () = self.stopping.cancelled() => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the storage is closed")),
+            () = tokio::time::sleep(space::FULL_PAUSE) => Ok(()),
+        }
+    }
+
     /// True if a checkpoint would change anything.
     pub(super) fn is_dirty(&self) -> bool {
         let counts = locked(&self.checkpoints);
@@ -270,10 +285,5 @@ impl Inner {
                 locked(&group.log).evict(part);
             }
         }
-    }
-
-    pub(super) fn set_full(&self, full: bool) {
-        self.full.store(full, Ordering::Relaxed);
-        self.metrics.full.set(i64::from(full));
     }
 }

@@ -13,7 +13,7 @@ use weft_cluster::ids::LogPosition;
 use super::frame::{Encoder, Kind, Place, Record, frame_bytes, payload_start};
 use super::group::Group;
 use super::slots::{Slots, Target};
-use super::{Done, Inner, locked};
+use super::{Done, Inner, locked, space};
 
 /// A frame takes more records while it is smaller than this (and than a slot).
 const FRAME_BYTES_TARGET: usize = 4 << 20;
@@ -165,6 +165,9 @@ impl Journal {
 
 impl Writer {
     /// Writes a frame and syncs it.
+    ///
+    /// # Errors
+    /// `StorageFull`: nothing that counts was written, and the same may be tried again. Any other is final.
     fn write(&mut self, slots: &Slots, batch: &Batch) -> io::Result<(Target, u64)> {
         let bytes = frame_bytes(batch.records, batch.payload_bytes);
         let target = slots.place(bytes, batch.lsn, self.prev_crc)?;
@@ -172,7 +175,8 @@ impl Writer {
         let (frame, crc) = self.encoder.encode(batch.lsn, self.prev_crc, batch.records, records);
         assert_eq!(frame.len() as u64, bytes, "a frame is as long as was counted");
         target.file.write_at(frame, target.at)?;
-        target.file.sync_data()?;
+        // After a failed sync, of a full disk too, nobody knows what of the frame is there.
+        target.file.sync_data().map_err(|error| io::Error::other(format!("sync: {error}")))?;
         slots.written(&target, bytes, batch.lsn);
         self.prev_crc = crc;
         Ok((target, bytes))
@@ -182,7 +186,6 @@ impl Writer {
 /// The journal's task. Ends only with the process, or after `Journal::close`.
 pub(super) async fn run(inner: Arc<Inner>, prev_crc: u32, lock: Arc<dyn Send + Sync>) {
     let mut writer = Writer { encoder: Encoder::default(), prev_crc, sealed: true };
-    let hang_after = inner.config.hang_after;
     loop {
         let Some(batch) = inner.journal.gather() else {
             if locked(&inner.journal.queue).closed {
@@ -204,21 +207,8 @@ pub(super) async fn run(inner: Arc<Inner>, prev_crc: u32, lock: Arc<dyn Send + S
             continue;
         }
         let started = Instant::now();
-        let work = {
-            let inner = Arc::clone(&inner);
-            move || {
-                let result = writer.write(&inner.journal.slots, &batch);
-                (writer, batch, result)
-            }
-        };
-        let Ok((back, batch, result)) = tokio::time::timeout(hang_after, inner.host.run_blocking(work)).await else {
-            inner.host.abort(&format!("a journal write takes longer than {hang_after:?}: the disk hangs"));
-        };
+        let (back, batch, (target, bytes)) = write(&inner, writer, batch).await;
         writer = back;
-        let (target, bytes) = match result {
-            Ok(written) => written,
-            Err(error) => inner.host.abort(&format!("the journal cannot be written: {error}")),
-        };
         writer.sealed = batch.items.iter().all(|item| item.group.is_none());
         inner.metrics.frames.inc();
         inner.metrics.frame_bytes.inc_by(bytes);
@@ -234,6 +224,44 @@ pub(super) async fn run(inner: Arc<Inner>, prev_crc: u32, lock: Arc<dyn Send + S
     drop((writer, lock));
     inner.closed.notify_one();
     std::future::pending::<()>().await;
+}
+
+/// Writes a frame, however long the disk is full: nothing is acked meanwhile. Any other failure ends the process.
+async fn write(inner: &Arc<Inner>, mut writer: Writer, mut batch: Batch) -> (Writer, Batch, (Target, u64)) {
+    let hang_after = inner.config.hang_after;
+    let mut waits = false;
+    loop {
+        let work = {
+            let inner = Arc::clone(inner);
+            move || {
+                let result = writer.write(&inner.journal.slots, &batch);
+                (writer, batch, result)
+            }
+        };
+        let Ok((back, same, result)) = tokio::time::timeout(hang_after, inner.host.run_blocking(work)).await else {
+            inner.host.abort(&format!("a journal write takes longer than {hang_after:?}: the disk hangs"));
+        };
+        match result {
+            Ok(written) => {
+                if waits {
+                    tracing::info!("there is room for the journal again");
+                }
+                return (back, same, written);
+            }
+            Err(error) if space::is_full(&error) => {
+                if !waits {
+                    tracing::error!(%error, "the disk is full: the journal waits for room, and this node with it");
+                }
+                waits = true;
+                if inner.wait_for_room().await.is_err() {
+                    // The node stops without this frame, of which nobody was told that it is durable.
+                    std::future::pending::<()>().await;
+                }
+            }
+            Err(error) => inner.host.abort(&format!("the journal cannot be written: {error}")),
+        }
+        (writer, batch) = (back, same);
+    }
 }
 
 /// Tells the logs where their entries are.

@@ -31,12 +31,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use tokio::sync::watch;
 use weft_cluster::ids::{LogPosition, Offset, PartitionId, RaftGroup};
 
 pub use config::StorageConfig;
 pub use dump::{DumpReport, dump};
 pub use identity::Identity;
 pub use metrics::Metrics;
+pub(crate) use space::FULL_PAUSE;
+pub use space::is_full;
 pub use staging::Staging;
 
 use crate::host::{Host, Tasks};
@@ -102,7 +105,7 @@ pub struct RecoveredGroup {
 /// A replica that takes part in checkpoints.
 pub trait Checkpointed: Send + Sync + 'static {
     /// The applied position and the encoded state at it, consistent with what has been written to the
-    /// group's segments so far. `None`: nothing applied since the last call.
+    /// group's segments so far. `None`: nothing applied since the last checkpoint, or no room for it.
     fn freeze(&self) -> Option<(LogPosition, Bytes)>;
     /// A checkpoint that covers `at` is durable: the log up to it may be purged.
     fn checkpointed(&self, at: LogPosition);
@@ -193,7 +196,17 @@ impl Storage {
 
     /// True while free space is under the watermark: publishes are refused, all else goes on.
     pub fn full(&self) -> bool {
-        self.inner.full.load(std::sync::atomic::Ordering::Relaxed)
+        self.inner.space.full()
+    }
+
+    /// Whether `full` was true at the last look (every second), published on change.
+    pub fn full_watch(&self) -> watch::Receiver<bool> {
+        self.inner.space.watch()
+    }
+
+    /// True while the disk is full and the journal has no file left to go on in: what can be left out is left out.
+    pub fn cramped(&self) -> bool {
+        self.inner.space.scarce() && self.inner.journal.slots.count().1 == 0
     }
 
     /// What the storage counts, to be registered.
@@ -296,8 +309,10 @@ impl Segments {
         self.files()?.append(partition, base, header, body)
     }
 
-    /// Writes what `append` buffered, one write per partition; readers see it from now on. After an error (a full
-    /// disk) nothing is lost: the next call tries again.
+    /// Writes what `append` buffered, one write per file; readers see it from now on.
+    ///
+    /// # Errors
+    /// One of which [`is_full`] is true: nothing is lost, the next call tries again. Any other is the disk's.
     pub fn flush(&self) -> io::Result<()> {
         self.files()?.flush()
     }
@@ -337,9 +352,18 @@ impl Segments {
     }
 
     /// Starts to receive a snapshot: says which files of `wanted` are missing or differ here.
+    ///
+    /// # Errors
+    /// One of which [`is_full`] is true: they would take the disk to its watermark.
     pub fn stage(&self, wanted: &[SegmentInfo]) -> io::Result<Staging> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, "the group does not exist here");
         let group = self.group.as_ref().ok_or_else(missing)?;
-        Ok(Staging::start(&self.inner, group, wanted))
+        let staging = Staging::start(&self.inner, group, wanted);
+        let bytes = staging.missing.iter().map(|file| file.bytes).sum();
+        if bytes > 0 && !self.inner.space.has_room_for(bytes) {
+            let message = format!("the disk has no room for a snapshot of {bytes} bytes");
+            return Err(io::Error::new(io::ErrorKind::StorageFull, message));
+        }
+        Ok(staging)
     }
 }

@@ -14,6 +14,7 @@ use super::meta::{group_dir, meta_number};
 use super::recovery::{self, GENERATION_SHIFT, Loaded, LoadedGroup};
 use super::segments::{Extent, Segment, ShardFiles};
 use super::slots::{Slot, Slots, file_name};
+use super::space::{self, Space};
 use super::{RecoveredGroup, StorageConfig};
 use crate::host::{Disk, Host, Open};
 
@@ -35,18 +36,26 @@ pub(super) struct Opened {
 }
 
 /// Recovers a folder whose lock is held, or makes a new one.
-pub(super) fn open(host: &dyn Host, disk: &Arc<dyn Disk>, dir: &Path, config: &StorageConfig) -> io::Result<Opened> {
+pub(super) fn open(
+    host: &dyn Host,
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    config: &StorageConfig,
+    space: &Arc<Space>,
+) -> io::Result<Opened> {
     // The folder itself must survive as well.
     for above in dir.ancestors().skip(1).take(1).filter(|above| !above.as_os_str().is_empty()) {
         disk.sync_dir(above)?;
     }
+    // What follows needs a little room.
+    space::release_ballast(&**disk, dir, config)?;
     let identity = identity::open(host, &**disk, dir)?;
     let journal = dir.join("journal");
     disk.create_dir_all(&journal)?;
     disk.sync_dir(dir)?;
     let mut loaded = recovery::load(&**disk, dir)?;
     let slots = open_slots(disk, &journal, &loaded)?;
-    let files = Arc::new(Files::new(Arc::clone(disk), config.segment_bytes.0));
+    let files = Arc::new(Files::new(Arc::clone(disk), config.segment_bytes.0, Arc::clone(space)));
     let mut meta_next = loaded.manifest.meta_next.max(1);
     let (mut groups, mut recovered, mut folders) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
     for (id, found) in std::mem::take(&mut loaded.groups) {

@@ -100,6 +100,12 @@ impl Segment {
         locked(&self.state).all
     }
 
+    /// Whether something of it is not written yet.
+    fn waits(&self) -> bool {
+        let state = locked(&self.state);
+        state.written.bytes < state.all.bytes
+    }
+
     fn info(&self) -> SegmentInfo {
         let written = self.written();
         SegmentInfo { partition: self.partition, base: self.base, bytes: written.bytes, crc: written.crc }
@@ -343,7 +349,7 @@ impl ShardFiles {
         if u64::from(stamped.len) != bytes || stamped.base_offset != base.0 || header.len() != HEADER_BYTES {
             return Err(invalid(format!("a batch of {bytes} bytes at offset {base} does not match its header")));
         }
-        let (segment, roll) = {
+        let segment = {
             let mut state = locked(&self.state);
             let segments = state.partitions.entry(partition).or_default();
             let last = segments.last().map(|last| (Arc::clone(last), last.all()));
@@ -357,28 +363,26 @@ impl ShardFiles {
                 }
                 Some((last, all)) if all.bytes == 0 || all.bytes + bytes <= self.files.segment_bytes => {
                     state.pending.insert(partition);
-                    (last, None)
+                    last
                 }
-                last => {
+                _ => {
                     let segment =
                         Segment::new(&self.dir, partition, base, 0, Extent { end: base, ..Extent::default() });
                     segments.push(Arc::clone(&segment));
                     state.pending.insert(partition);
-                    (segment, last)
+                    segment
                 }
             }
         };
-        if let Some((full, _)) = roll {
-            let _one = locked(&self.flush);
-            full.flush(self)?;
-        }
         segment.append(base, header, body, &stamped);
         Ok(())
     }
 
     /// After a restart what is in the segments may be applied again: it must be the same.
     fn same_as_stored(&self, partition: PartitionId, base: Offset, header: &[u8], body: &[u8]) -> io::Result<()> {
-        self.flush()?;
+        if self.written_end(partition).is_none_or(|end| end <= base) {
+            self.flush()?;
+        }
         let stored = self.read(partition, base, 1)?;
         let length = header.len() + body.len();
         let same = stored.first().is_some_and(|batch| {
@@ -390,18 +394,28 @@ impl ShardFiles {
         Err(invalid(format!("{partition}: another batch is stored at offset {base}")))
     }
 
+    fn written_end(&self, partition: PartitionId) -> Option<Offset> {
+        let state = locked(&self.state);
+        let ends = state.partitions.get(&partition)?.iter().map(|segment| segment.written());
+        ends.filter(|written| written.bytes > 0).map(|written| written.end).max()
+    }
+
     pub(super) fn flush(&self) -> io::Result<()> {
         let _one = locked(&self.flush);
         loop {
-            let next = {
+            let (partition, waiting) = {
                 let state = locked(&self.state);
                 let Some(partition) = state.pending.first().copied() else { return Ok(()) };
-                (partition, state.partitions.get(&partition).and_then(|segments| segments.last().cloned()))
+                let segments = state.partitions.get(&partition).map(Vec::as_slice).unwrap_or_default();
+                // The last, and those that were full before it.
+                let first = segments.iter().rposition(|segment| !segment.waits()).map_or(0, |written| written + 1);
+                (partition, segments[first..].to_vec())
             };
-            if let Some(last) = next.1 {
-                last.flush(self)?;
+            if !waiting.is_empty() && self.files.space.scarce() {
+                return Err(self.files.space.refusal());
             }
-            locked(&self.state).pending.remove(&next.0);
+            waiting.iter().try_for_each(|segment| segment.flush(self))?;
+            locked(&self.state).pending.remove(&partition);
         }
     }
 
@@ -488,7 +502,9 @@ impl ShardFiles {
         };
         for segment in segments {
             if std::mem::take(&mut locked(&segment.state).dirty) {
-                self.files.open(&segment.path)?.sync_data()?;
+                // After a failed sync, of a full disk too, nobody knows what of it is there.
+                let synced = self.files.open(&segment.path)?.sync_data();
+                synced.map_err(|error| io::Error::other(format!("sync {}: {error}", segment.path.display())))?;
             }
         }
         folders

@@ -85,6 +85,9 @@ impl Slots {
     }
 
     /// Makes a slot with room for `bytes`. `zeros`: written to its end, so that later syncs change no metadata.
+    ///
+    /// # Errors
+    /// `StorageFull`: no trace is left.
     pub(super) fn add(&self, bytes: u64, zeros: bool) -> io::Result<()> {
         let id = {
             let mut ring = locked(&self.ring);
@@ -92,19 +95,13 @@ impl Slots {
             ring.id_next - 1
         };
         let bytes = bytes.max(self.slot_bytes);
-        let file = self.disk.open(&self.dir.join(file_name(id)), Open::Replace)?;
-        file.set_len(bytes)?;
-        if zeros {
-            let block = vec![0; ZEROS_BYTES];
-            let mut at = 0;
-            while at < bytes {
-                let count = (bytes - at).min(ZEROS_BYTES as u64);
-                file.write_at(&block[..count as usize], at)?;
-                at += count;
-            }
+        let path = self.dir.join(file_name(id));
+        let file = self.disk.open(&path, Open::Replace)?;
+        if let Err(error) = fill(&*file, bytes, zeros).and_then(|()| self.disk.sync_dir(&self.dir)) {
+            // What a full disk has left of it is given back.
+            drop(self.disk.remove(&path));
+            return Err(error);
         }
-        file.sync_data()?;
-        self.disk.sync_dir(&self.dir)?;
         locked(&self.ring).slots.insert(id, Slot { file, bytes, used: None });
         Ok(())
     }
@@ -178,6 +175,21 @@ impl Slots {
         }
         Ok(payload)
     }
+}
+
+/// Sets the space of a slot aside: frames that are written into it meet no full disk.
+fn fill(file: &dyn DiskFile, bytes: u64, zeros: bool) -> io::Result<()> {
+    file.allocate(bytes)?;
+    if zeros {
+        let block = vec![0; ZEROS_BYTES];
+        let mut at = 0;
+        while at < bytes {
+            let count = (bytes - at).min(ZEROS_BYTES as u64);
+            file.write_at(&block[..count as usize], at)?;
+            at += count;
+        }
+    }
+    file.sync_data()
 }
 
 impl Ring {

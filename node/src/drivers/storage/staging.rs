@@ -12,8 +12,11 @@ use super::envelope::invalid;
 use super::group::Group;
 use super::meta::{self, Meta, MetaRef, Switch};
 use super::segments::{Extent, Segment, scan, segment_path};
-use super::{Inner, SegmentInfo, locked};
+use super::{Inner, SegmentInfo, is_full, locked};
 use crate::host::DiskFile;
+
+/// A snapshot ready to be switched to: its files, the switch itself, and what keeps checkpoints away.
+type Prepared<'a> = (Staging, (Vec<Arc<Segment>>, Switch), tokio::sync::MutexGuard<'a, ()>);
 
 /// Received files are read back in pieces of this size.
 const CHECK_BYTES: usize = 1 << 20;
@@ -103,15 +106,7 @@ impl Staging {
     /// `InvalidData`: a file is not whole or not what was announced; the replica is as it was.
     pub async fn commit(self, at: LogPosition, state: Bytes) -> io::Result<()> {
         let inner = Arc::clone(&self.inner);
-        let _alone = inner.changes.lock().await;
-        let host = Arc::clone(&inner.host);
-        let (mut this, prepared) = host
-            .run_blocking(move || {
-                let prepared = self.prepare(at, state);
-                (self, prepared)
-            })
-            .await;
-        let (segments, switch) = prepared?;
+        let (mut this, (segments, switch), _alone) = self.prepared(&inner, at, state).await?;
         let payload = postcard::to_allocvec(&switch).map_err(io::Error::other)?;
         let (done, durable) = tokio::sync::oneshot::channel();
         // From here on the files stay, and the switch happens even if this future is dropped.
@@ -129,6 +124,27 @@ impl Staging {
         durable.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
     }
 
+    /// `prepare`, however long there is no room for it. No checkpoint is taken from then on until the guard drops.
+    async fn prepared(mut self, inner: &Inner, at: LogPosition, state: Bytes) -> io::Result<Prepared<'_>> {
+        loop {
+            let alone = inner.changes.lock().await;
+            let state = state.clone();
+            let (this, prepared) = inner
+                .host
+                .run_blocking(move || {
+                    let prepared = self.prepare(at, state);
+                    (self, prepared)
+                })
+                .await;
+            match prepared {
+                Err(error) if is_full(&error) => drop(alone),
+                prepared => return Ok((this, prepared?, alone)),
+            }
+            inner.wait_for_room().await?;
+            self = this;
+        }
+    }
+
     fn prepare(&self, at: LogPosition, state: Bytes) -> io::Result<(Vec<Arc<Segment>>, Switch)> {
         let files = &self.group.files;
         let mut segments = self.kept.clone();
@@ -139,7 +155,7 @@ impl Staging {
             }
             let mut end = info.base;
             scan(&**file, path, info.bytes, |header, _| end = Offset(header.base_offset + u64::from(header.count)))?;
-            file.sync_data()?;
+            file.sync_data().map_err(|error| io::Error::other(format!("sync {}: {error}", path.display())))?;
             for folder in path.ancestors().skip(1).take(4) {
                 files.files.disk.sync_dir(folder)?;
             }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
 
 mod damage;
+mod full;
 mod random;
 mod snapshots;
 
@@ -424,12 +425,6 @@ fn a_broken_disk_a_hung_disk_and_a_full_disk() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(host.aborted().unwrap().contains("the disk hangs"));
     });
-    disk.set_hang(false);
-    live(&disk, &small(), async |storage, _, _| assert!(!storage.full()));
-    let used: u64 = disk.files().iter().filter_map(|path| disk.bytes(path)).map(|bytes| bytes.len() as u64).sum();
-    disk.set_capacity(Some(used + 2000));
-    let config = StorageConfig { free_bytes_min: ByteSize::kib(64), ..small() };
-    live(&disk, &config, async |storage, _, _| assert!(storage.full()));
 }
 
 #[test]

@@ -95,6 +95,7 @@ fn view(state: RegistryState) -> ClusterView {
         client_address: "h2:7400".into(),
         peer_address: "h2:7401".into(),
         version: "0".into(),
+        disk_full: false,
         state: MemberState::Alive,
     };
     ClusterView {

@@ -86,6 +86,7 @@ fn open() -> (Arc<Fake>, Services) {
         client_address: String::new(),
         peer_address: String::new(),
         version: String::new(),
+        disk_full: false,
         state: MemberState::Alive,
     };
     let view = ClusterView {

@@ -155,6 +155,7 @@ fn member(view: &ClusterView, id: NodeId) -> v1::Member {
             peer_address: member.peer_address.clone(),
             version: member.version.clone(),
             voter,
+            disk_full: member.disk_full,
             ..Default::default()
         };
     }

@@ -113,6 +113,7 @@ fn member(id: u64, name: &str, state: MemberState) -> Member {
         client_address: format!("h{id}:7400"),
         peer_address: format!("h{id}:7401"),
         version: "0".into(),
+        disk_full: false,
         state,
     }
 }

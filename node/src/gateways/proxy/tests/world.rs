@@ -429,6 +429,7 @@ pub(super) fn view(me: NodeId, instances: &[InstanceRecord], idempotent: &[&str]
         client_address: String::new(),
         peer_address: String::new(),
         version: String::new(),
+        disk_full: false,
         state: weft_cluster::view::MemberState::Alive,
     };
     ClusterView {
