@@ -106,6 +106,11 @@ impl State {
         self.nodes.values().map(Arc::as_ref)
     }
 
+    /// The newest replica id that was given out, of any group.
+    pub fn replica_id_max(&self) -> u64 {
+        self.next_replica_id.saturating_sub(1)
+    }
+
     /// Nodes that hold a seat in the registry's own group: (node, its replica id there), by node.
     pub fn registry_seats(&self) -> impl Iterator<Item = (NodeId, u64)> {
         self.nodes()

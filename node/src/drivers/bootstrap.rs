@@ -145,6 +145,9 @@ fn choose_voters(nodes: &mut [NodeRecord]) {
 }
 
 async fn start_founding(context: &Arc<Context>, mut nodes: Vec<NodeRecord>) -> io::Result<()> {
+    if context.storage.lost() {
+        return Err(io::Error::other("a part of this folder's journal is lost: start with an empty folder"));
+    }
     choose_voters(&mut nodes);
     // The founder must vote, because its journal holds what was begun: it takes a seat if it has none.
     if let Some(mine) = nodes.iter().position(|node| node.id == context.me.0 && node.registry_replica_id == 0)
@@ -259,6 +262,7 @@ pub(super) async fn found(context: &Arc<Context>, from: NodeId, found: &Found) -
         && context.group(RaftGroup::REGISTRY).is_none()
         && context.fenced(RaftGroup::REGISTRY).is_none()
         && context.registry.state().cluster_id() == 0
+        && !context.storage.lost()
     {
         context.create_group(RaftGroup::REGISTRY, mine.registry_replica_id).await.map_err(failed)?;
     }

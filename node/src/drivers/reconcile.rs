@@ -46,6 +46,8 @@ struct Memory {
     handed: BTreeMap<RaftGroup, Instant>,
     /// Replicas that failed for which this process has asked for another: their ids, and when it may ask again.
     replaced: BTreeMap<RaftGroup, (u64, Instant)>,
+    /// Replica ids up to this one may have been in use before the journal lost frames. Asked for once per process.
+    doubtful: Option<u64>,
     /// Groups that are being changed by a task of their own.
     busy: Arc<Mutex<BTreeSet<RaftGroup>>>,
 }
@@ -80,7 +82,7 @@ async fn round(context: &Arc<Context>, state: &Arc<State>, memory: &mut Memory) 
     let draining = *context.draining.borrow();
     fence(context, &view).await;
     heal(context, state, &view, memory).await?;
-    create(context, state).await?;
+    create(context, state, memory).await?;
     initialize(context, state, memory).await;
     change(context, state, memory);
     if !draining {
@@ -158,26 +160,32 @@ fn replace(context: &Arc<Context>, view: &ClusterView, id: RaftGroup, failed: u6
     });
 }
 
-/// Makes the replicas that this node should have.
-async fn create(context: &Arc<Context>, state: &State) -> io::Result<()> {
-    if let Some(replica) = replica_here(context, state, RaftGroup::REGISTRY) {
-        ensure(context, RaftGroup::REGISTRY, replica).await?;
-    }
-    for row in state.shards() {
-        if let Some(replica) = replica_of(row, context.me) {
-            ensure(context, RaftGroup::of(ShardId(row.shard)), replica).await?;
+/// Makes the replicas that this node should have. One that is fenced must not vote: `heal` sees to it.
+async fn create(context: &Arc<Context>, state: &State, memory: &mut Memory) -> io::Result<()> {
+    let shards = state.shards().map(|row| RaftGroup::of(ShardId(row.shard)));
+    for id in std::iter::once(RaftGroup::REGISTRY).chain(shards) {
+        let Some(replica) = replica_here(context, state, id) else { continue };
+        if context.group(id).is_some() || context.fenced(id).is_some() {
+            continue;
         }
+        if context.storage.lost() && replica <= doubtful(context, memory).await? {
+            let reason = "it may have been created, and have voted, in a part of the journal that is damaged";
+            context.fence_group(id, reason.to_owned()).await;
+            continue;
+        }
+        context.create_group(id, replica).await?;
     }
     Ok(())
 }
 
-async fn ensure(context: &Arc<Context>, id: RaftGroup, replica: u64) -> io::Result<()> {
-    match context.group(id) {
-        Some(_) => Ok(()),
-        // Its data failed a check: it must not vote. `heal` sees to it.
-        None if context.fenced(id).is_some() => Ok(()),
-        None => context.create_group(id, replica).await.map(drop),
+/// The newest replica id that this node may have had before it lost a part of its journal: all that are given out up to
+/// now, as the registry's leader knows them.
+async fn doubtful(context: &Arc<Context>, memory: &mut Memory) -> io::Result<u64> {
+    if let Some(newest) = memory.doubtful {
+        return Ok(newest);
     }
+    let state = context.registry.read(PROPOSE_PATIENCE).await.map_err(|error| io::Error::other(error.message))?;
+    Ok(*memory.doubtful.insert(state.replica_id_max()))
 }
 
 /// Gives new groups their first membership.

@@ -565,6 +565,32 @@ fn a_rotten_journal_costs_a_replica_its_id_and_nothing_else() {
     cluster.node(rots).create_topic("after");
 }
 
+/// Nothing of its groups is left, their votes neither: they come back under other ids.
+#[test]
+fn a_node_that_lost_its_journal_does_not_take_its_old_ids() {
+    let mut cluster = founded(3);
+    let view = cluster.node(0).all_owned();
+    let leader = view.registry_leader.unwrap();
+    let rots = (0..3).find(|which| cluster.node(*which).id != leader).unwrap();
+    let shard = RaftGroup::of(*view.owners.keys().next().expect("shards are owned"));
+    let old = [RaftGroup::REGISTRY, shard].map(|id| (id, cluster.node(rots).storage.log(id).unwrap().replica()));
+    cluster.kill(rots);
+    let disk = &cluster.machines[rots].disk;
+    for path in disk.files() {
+        if path.extension().is_some_and(|extension| extension == "wal") {
+            // A bit of each frame's header.
+            let frames = disk.bytes(&path).unwrap().len() as u64 / 4096;
+            (0..frames).for_each(|frame| disk.flip(&path, frame * 4096 + 20, 3));
+        } else if path.components().any(|part| part.as_os_str() == "CURRENT") {
+            crate::host::Disk::remove(disk, &path).unwrap();
+        }
+    }
+    cluster.start(rots);
+    for (id, old) in old {
+        healed(&cluster, rots, id, old);
+    }
+}
+
 #[test]
 fn a_shards_replica_that_is_fenced_is_filled_again() {
     let cluster = founded(3);

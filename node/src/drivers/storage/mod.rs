@@ -182,6 +182,13 @@ impl Storage {
         self.inner.group(group)?.damage()
     }
 
+    /// Whether this folder has ever lost frames of its journal of which it is not known whom they concern. A group that
+    /// is not here may have been created, and have voted, in one of them: it must not come back under the replica id
+    /// that it may have had.
+    pub fn lost(&self) -> bool {
+        self.inner.lost
+    }
+
     /// Nothing of the group is read or written any more.
     pub fn fence(&self, group: RaftGroup, reason: &str) {
         if let Some(group) = self.inner.group(group) {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use weft_cluster::ids::{Offset, RaftGroup};
 
+use super::envelope;
 use super::files::Files;
 use super::group::{Group, Log};
 use super::identity::{self, Identity};
@@ -17,6 +18,9 @@ use super::slots::{Slot, Slots, file_name};
 use super::space::{self, Space};
 use super::{RecoveredGroup, StorageConfig};
 use crate::host::{Disk, Host, Open};
+
+/// There once journal frames are lost; what was wrong, for a person.
+const DAMAGED: &str = "DAMAGED";
 
 /// A folder that is open.
 pub(super) struct Opened {
@@ -33,6 +37,8 @@ pub(super) struct Opened {
     /// Bytes of the journal files that were replayed, save the last.
     pub(super) journal_bytes: u64,
     pub(super) problems: Vec<String>,
+    /// See `Storage::lost`.
+    pub(super) lost: bool,
 }
 
 /// Recovers a folder whose lock is held, or makes a new one.
@@ -79,6 +85,7 @@ pub(super) fn open(
         let replica = found.replica;
         groups.insert(id, Group::new(group, replica, shard, log_of(found)));
     }
+    let lost = note_loss(&**disk, dir, &loaded)?;
     if loaded.problems.is_empty() {
         remove_strangers(&**disk, dir, &folders);
     }
@@ -102,7 +109,21 @@ pub(super) fn open(
             .map(|slot| slot.bytes)
             .sum(),
         problems: loaded.problems,
+        lost,
     })
+}
+
+/// Whether this folder has ever lost journal frames of which it is not known whom they concern: kept in a file of its own,
+/// because the damage itself goes when the journal is used again.
+fn note_loss(disk: &dyn Disk, dir: &Path, loaded: &Loaded) -> io::Result<bool> {
+    let path = dir.join(DAMAGED);
+    if disk.exists(&path) {
+        return Ok(true);
+    }
+    if loaded.lost {
+        envelope::replace(disk, &path, loaded.problems.join("\n").as_bytes())?;
+    }
+    Ok(loaded.lost)
 }
 
 fn open_slots(disk: &Arc<dyn Disk>, journal: &Path, loaded: &Loaded) -> io::Result<BTreeMap<u32, Slot>> {

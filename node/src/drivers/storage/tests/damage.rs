@@ -113,6 +113,20 @@ fn a_lost_header_in_the_middle_fences_all_groups() {
     assert!(fenced(&disk).iter().all(|(_, reason)| reason.as_ref().unwrap().contains("missing")));
 }
 
+/// Whom lost frames concerned is not known: whoever is not there later may have been in them.
+#[test]
+fn a_folder_that_has_lost_frames_says_so_for_ever() {
+    let disk = MemoryDisk::default();
+    write_two(&disk);
+    live(&disk, &small(), async |storage, _, _| assert!(!storage.lost()));
+    let (path, place) = find(&disk, b"two 1");
+    let copy = disk.bytes(&path).unwrap();
+    disk.flip(&path, place / 4096 * 4096 + 20, 3);
+    live(&disk, &small(), async |storage, _, _| assert!(storage.lost()));
+    disk.corrupt(&path, |bytes| bytes.clone_from(&copy));
+    live(&disk, &small(), async |storage, _, _| assert!(storage.lost()));
+}
+
 #[test]
 fn a_journal_that_ends_before_its_checkpoint_is_damage() {
     let disk = MemoryDisk::default();
