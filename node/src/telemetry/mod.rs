@@ -48,7 +48,10 @@ impl Metrics {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test reads sources and docs")]
 mod tests {
+    use std::collections::BTreeSet;
+
     use prometheus_client::metrics::counter::Counter;
 
     use super::*;
@@ -63,5 +66,56 @@ mod tests {
         assert!(page.contains("weft_test_events_total 3\n"), "{page}");
         assert!(page.contains(&format!("weft_build_info{{version=\"{VERSION}\",node=\"n1\"}} 1")), "{page}");
         assert!(page.ends_with("# EOF\n"));
+    }
+
+    /// The first string literal of `text` that begins with `weft_`, if a help text follows it, and what comes after it.
+    fn next_name(text: &str) -> Option<(Option<&str>, &str)> {
+        let (_, rest) = text.split_once("\"weft_")?;
+        let (name, rest) = rest.split_once('"')?;
+        let follows = rest.trim_start_matches([')', ',', '\n', ' ']);
+        Some((follows.starts_with('"').then_some(name), rest))
+    }
+
+    /// The names that sources register, without what Prometheus adds to counters.
+    fn registered(folder: &std::path::Path, names: &mut BTreeSet<String>) {
+        for entry in std::fs::read_dir(folder).expect("the sources are there").map(Result::unwrap) {
+            let path = entry.path();
+            if path.is_dir() {
+                registered(&path, names);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).expect("a source is text");
+                let end = text.find("\nmod tests {").unwrap_or(text.len());
+                let mut rest = &text[..end];
+                while let Some((name, after)) = next_name(rest) {
+                    rest = after;
+                    // The doors have the same metrics under their own names.
+                    let doors = |name: &str| ["api", "admin"].map(|door| name.replace("{door}", door));
+                    names.extend(name.into_iter().flat_map(doors).map(|name| format!("weft_{name}")));
+                }
+            }
+        }
+    }
+
+    /// The words of a text that begin with `weft_`, without what Prometheus adds.
+    fn mentioned(text: &str) -> BTreeSet<String> {
+        let letters = |letter: char| letter.is_ascii_lowercase() || letter == '_';
+        let words = text.split(|letter| !letters(letter)).filter(|word| word.starts_with("weft_"));
+        let bare = |word: &str| word.trim_end_matches("_total").trim_end_matches("_info").to_owned();
+        words.map(bare).collect()
+    }
+
+    #[test]
+    fn operations_md_names_every_metric_and_no_other() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut names = BTreeSet::new();
+        registered(&root.join("src"), &mut names);
+        assert!(names.len() > 50 && names.contains("weft_admin_connections"), "{names:?}");
+        let text = std::fs::read_to_string(root.join("../docs/operations.md")).expect("docs/operations.md is there");
+        let (_, table) = text.split_once("## All metrics").expect("a section of all metrics");
+        let listed = mentioned(table);
+        let missing: Vec<_> = names.difference(&listed).collect();
+        assert!(missing.is_empty(), "not in docs/operations.md, section All metrics: {missing:?}");
+        let gone: Vec<_> = mentioned(&text).difference(&names).cloned().collect();
+        assert!(gone.is_empty(), "in docs/operations.md, but no metric of this node: {gone:?}");
     }
 }

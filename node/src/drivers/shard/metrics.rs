@@ -71,27 +71,27 @@ impl Metrics {
     /// Makes them visible under `weft_shard_*`.
     pub fn register(&self, registry: &mut Registry) {
         let mut add = |name: &str, help: &str, counter: &Counter| {
-            registry.register(format!("weft_shard_{name}"), help, counter.clone());
+            registry.register(name, help, counter.clone());
         };
-        add("committed_batches", "Batches committed by this node as an owner", &self.batches);
-        add("committed_events", "Events committed by this node as an owner", &self.events);
-        add("committed_bytes", "Bytes committed by this node as an owner", &self.bytes);
-        add("proposals", "Proposals made", &self.proposals);
-        add("overloaded", "Batches refused at a queue limit", &self.overloaded);
-        add("disk_full", "Batches refused at the disk's watermark", &self.disk_full);
-        add("outcome_unknown", "Batches in flight when leadership was lost", &self.unknown);
-        add("unconfirmed_reads", "Questions that no majority confirmed this owner for", &self.unconfirmed);
-        add("tail_hits", "Reads answered from memory", &self.tail_hits);
-        add("tail_misses", "Reads that went to the segments", &self.tail_misses);
-        add("deliveries", "Events given out to consumers of groups", &self.deliveries);
-        add("acks", "Ack commands committed", &self.acks);
-        add("slow_consumers", "Consumers cut off because they did not read", &self.slow_consumers);
+        add("weft_shard_committed_batches", "Batches committed by this node as an owner", &self.batches);
+        add("weft_shard_committed_events", "Events committed by this node as an owner", &self.events);
+        add("weft_shard_committed_bytes", "Bytes committed by this node as an owner", &self.bytes);
+        add("weft_shard_proposals", "Proposals made", &self.proposals);
+        add("weft_shard_overloaded", "Batches refused at a queue limit", &self.overloaded);
+        add("weft_shard_disk_full", "Batches refused at the disk's watermark", &self.disk_full);
+        add("weft_shard_outcome_unknown", "Batches in flight when leadership was lost", &self.unknown);
+        add("weft_shard_unconfirmed_reads", "Questions that no majority confirmed this owner for", &self.unconfirmed);
+        add("weft_shard_tail_hits", "Reads answered from memory", &self.tail_hits);
+        add("weft_shard_tail_misses", "Reads that went to the segments", &self.tail_misses);
+        add("weft_shard_deliveries", "Events given out to consumers of groups", &self.deliveries);
+        add("weft_shard_acks", "Ack commands committed", &self.acks);
+        add("weft_shard_slow_consumers", "Consumers cut off because they did not read", &self.slow_consumers);
         let mut gauge = |name: &str, help: &str, gauge: &Gauge| {
-            registry.register(format!("weft_shard_{name}"), help, gauge.clone());
+            registry.register(name, help, gauge.clone());
         };
-        gauge("queued_bytes", "Bytes that wait or are being committed", &self.queued_bytes);
-        gauge("tail_bytes", "Bytes in the tail cache", &self.tail_bytes);
-        gauge("deliver_streams", "Deliver streams that are open", &self.deliver_streams);
+        gauge("weft_shard_queued_bytes", "Bytes that wait or are being committed", &self.queued_bytes);
+        gauge("weft_shard_tail_bytes", "Bytes in the tail cache", &self.tail_bytes);
+        gauge("weft_shard_deliver_streams", "Deliver streams that are open", &self.deliver_streams);
         registry.register("weft_shard_proposal_bytes", "Bytes of each proposal", self.proposal_bytes.clone());
     }
 }

@@ -61,23 +61,46 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Registers all under `weft_storage_`.
+    /// Registers all.
     pub fn register(&self, registry: &mut Registry) {
-        let of = registry.sub_registry_with_prefix("weft_storage");
-        of.register("frames", "Journal frames written", self.frames.clone());
-        of.register("frame_bytes", "Journal bytes written", self.frame_bytes.clone());
-        of.register("frame_seconds", "Time to write and sync a journal frame", self.frame_seconds.clone());
-        of.register("queue_bytes", "Bytes that wait for the next journal frame", self.queue_bytes.clone());
-        of.register("checkpoint_seconds", "Time to take a checkpoint", self.checkpoint_seconds.clone());
-        of.register("free_bytes", "Bytes free on the file system", self.free_bytes.clone());
-        of.register("full", "1 while publishes are refused for want of space", self.full.clone());
-        of.register("slots", "Journal files", self.slots.clone());
-        of.register("slots_recycled", "Journal files made free again", self.slots_recycled.clone());
-        of.register("groups_fenced", "Groups fenced because of damage", self.groups_fenced.clone());
+        registry.register("weft_storage_frames", "Journal frames written", self.frames.clone());
+        registry.register("weft_storage_frame_bytes", "Journal bytes written", self.frame_bytes.clone());
+        registry.register(
+            "weft_storage_frame_seconds",
+            "Time to write and sync a journal frame",
+            self.frame_seconds.clone(),
+        );
+        registry.register(
+            "weft_storage_queue_bytes",
+            "Bytes that wait for the next journal frame",
+            self.queue_bytes.clone(),
+        );
+        registry.register(
+            "weft_storage_checkpoint_seconds",
+            "Time to take a checkpoint",
+            self.checkpoint_seconds.clone(),
+        );
+        registry.register("weft_storage_free_bytes", "Bytes free on the file system", self.free_bytes.clone());
+        registry.register("weft_storage_full", "1 while publishes are refused for want of space", self.full.clone());
+        registry.register("weft_storage_slots", "Journal files", self.slots.clone());
+        registry.register("weft_storage_slots_recycled", "Journal files made free again", self.slots_recycled.clone());
+        registry.register("weft_storage_groups_fenced", "Groups fenced because of damage", self.groups_fenced.clone());
         let damaged = self.segments_damaged.clone();
-        of.register("segments_damaged", "Replicas in whose segments damage was found", damaged);
-        of.register("scrubbed_bytes", "Segment bytes that the scrub has checked", self.scrubbed_bytes.clone());
-        of.register("entries_moved", "Log entries written again to free old journal files", self.entries_moved.clone());
-        of.register("entries_read", "Log entries read back from the journal", self.entries_read.clone());
+        registry.register("weft_storage_segments_damaged", "Replicas in whose segments damage was found", damaged);
+        registry.register(
+            "weft_storage_scrubbed_bytes",
+            "Segment bytes that the scrub has checked",
+            self.scrubbed_bytes.clone(),
+        );
+        registry.register(
+            "weft_storage_entries_moved",
+            "Log entries written again to free old journal files",
+            self.entries_moved.clone(),
+        );
+        registry.register(
+            "weft_storage_entries_read",
+            "Log entries read back from the journal",
+            self.entries_read.clone(),
+        );
     }
 }
