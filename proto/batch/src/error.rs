@@ -39,6 +39,9 @@ pub enum BatchError {
         /// Of the bytes.
         computed: u32,
     },
+    /// An event has a header without a name.
+    #[error("a header has an empty name: name it, or leave it out")]
+    HeaderName,
     /// A layout that this build does not know.
     #[error("batch version {0} is unknown, this build knows 1")]
     Version(u8),

@@ -21,6 +21,9 @@ pub fn check_event(event: &Event) -> Result<usize, BatchError> {
     at_most("headers", event.headers.len(), HEADERS_MAX)?;
     let mut headers_bytes = 0;
     for (name, value) in &event.headers {
+        if name.is_empty() {
+            return Err(BatchError::HeaderName);
+        }
         at_most("header name bytes", name.len(), HEADER_NAME_BYTES_MAX)?;
         headers_bytes += name.len() + value.len();
     }

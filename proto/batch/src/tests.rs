@@ -123,6 +123,8 @@ fn events_over_a_limit_are_refused_by_name() {
     assert_eq!(refused(&many), "headers of 65, at most 64");
     let long = |e: &mut Event| e.headers = [("n".repeat(129), String::new())].into();
     assert_eq!(refused(&long), "header name bytes of 129, at most 128");
+    let nameless = |e: &mut Event| e.headers = [(String::new(), "v".to_string())].into();
+    assert_eq!(refused(&nameless), "a header has an empty name: name it, or leave it out");
     let large = |e: &mut Event| e.headers = [("n".to_string(), "v".repeat(16 << 10))].into();
     assert_eq!(refused(&large), "header bytes of 16385, at most 16384");
     let data = |e: &mut Event| e.data = vec![0; EVENT_BYTES_MAX].into();
