@@ -24,7 +24,8 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     /// Where links connect: QUIC over UDP, and the tripwire over TCP, on one port number.
     pub peer_listen: SocketAddr,
-    /// Where operators connect: /livez, /readyz, /metrics.
+    /// Where operators connect: /livez, /readyz, /metrics, /debug/view, without TLS and for everybody who can connect; so
+    /// only this machine unless told otherwise.
     pub admin_listen: SocketAddr,
     /// The `host:port` told to clients; empty: `listen`.
     pub advertise: String,
@@ -48,7 +49,7 @@ impl Default for NodeConfig {
             weight: 100,
             listen: all(7400),
             peer_listen: all(7401),
-            admin_listen: all(7403),
+            admin_listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 7403)),
             advertise: String::new(),
             peer_advertise: String::new(),
             seeds: Vec::new(),
