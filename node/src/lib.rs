@@ -287,7 +287,7 @@ fn reachable(listen: SocketAddr, peer: SocketAddr) -> IpAddr {
 }
 
 /// The node's name: the certificate's. A name that is configured must be that one.
-fn node_name(config: &Config, certified: &str) -> Result<String> {
+pub(crate) fn node_name(config: &Config, certified: &str) -> Result<String> {
     let name = &config.node.name;
     ensure!(
         name.is_empty() || name == certified,

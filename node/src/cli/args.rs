@@ -17,6 +17,7 @@ pub struct Cli {
         value_name = "ADDR",
         env = "WEFT_SERVER",
         value_delimiter = ',',
+        value_parser = parse_server,
         default_value = "127.0.0.1:7400"
     )]
     pub(crate) server: Vec<String>,
@@ -233,9 +234,13 @@ pub(crate) struct Publish {
     /// Bytes at which a batch is sent without waiting for more.
     #[arg(long, default_value_t = 128 << 10, value_name = "BYTES")]
     pub(crate) batch_bytes: usize,
-    /// How long, in seconds, an event is tried before it fails.
-    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
-    pub(crate) patience: u64,
+    /// How long an event is tried before it fails.
+    #[arg(long, default_value = "2m", value_name = "TIME", value_parser = parse_time)]
+    pub(crate) patience: Duration,
+    /// Begin at this row of --csv (the one after the header is 1) or this line of --json-lines: to go on after a failure,
+    /// which names the row.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with_all = ["data", "file"])]
+    pub(crate) from_row: u64,
 }
 
 #[derive(Debug, Args)]
@@ -339,10 +344,10 @@ pub(crate) struct RegisterService {
     #[arg(long, default_value = "tcp", value_parser = parse_check)]
     pub(crate) check: Check,
     /// Between two checks; 2 s if not given.
-    #[arg(long, value_name = "TIME", value_parser = humantime_serde::re::humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) check_interval: Option<Duration>,
     /// Take it out when it is not renewed for so long; 0s: never.
-    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime_serde::re::humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = parse_time)]
     pub(crate) ttl: Duration,
     /// It speaks TLS.
     #[arg(long)]
@@ -377,6 +382,19 @@ pub(crate) enum BalanceBy {
     Weighted,
 }
 
+fn parse_server(text: &str) -> Result<String, String> {
+    weft_sdk::server_address(text).map_err(|error| error.to_string())
+}
+
+/// A time as 5s, 500ms or 1m 30s; a bare number is seconds.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    let parsed = humantime_serde::re::humantime::parse_duration(text);
+    parsed.map_err(|_| "write a number and a unit, for example 5s, 500ms or 1m".to_owned())
+}
+
 fn parse_check(text: &str) -> Result<Check, String> {
     match text.split_once(':') {
         None if text == "tcp" => Ok(Check::Tcp),
@@ -406,13 +424,13 @@ pub(crate) struct Call {
     #[arg(value_name = "SERVICE/METHOD")]
     pub(crate) method: String,
     /// The message as JSON, several for a method that takes a stream; - reads one from each line of stdin. Default {}.
-    #[arg(long, value_name = "JSON")]
+    #[arg(long, value_name = "JSON", num_args = 0..=1, default_missing_value = "")]
     pub(crate) json: Option<String>,
     /// Metadata of the call; the value of a name that ends with -bin is base64.
     #[arg(long = "header", value_name = "NAME=VALUE")]
     pub(crate) headers: Vec<String>,
     /// The deadline of the call.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime_serde::re::humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_time)]
     pub(crate) timeout: Duration,
 }
 
@@ -463,7 +481,7 @@ pub(crate) enum Ca {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Config {
-    /// Check file, variables and flags as `weft start` would.
+    /// Check file, variables, flags and the certificates they name as `weft start` would.
     Check(ConfigSource),
     /// Print every key with the value that `weft start` would use.
     Show(ConfigSource),

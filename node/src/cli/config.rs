@@ -1,17 +1,35 @@
 //! `weft config`, and the sources of a configuration.
 
+use std::sync::Arc;
+
 use serde_json::json;
 
 use super::args::{Config as Command, ConfigSource};
 use super::failure::Failure;
 use super::output::Output;
 use crate::config::{Config, Sources};
+use crate::drivers::pki;
+use crate::host::Host;
+use crate::host::disk::OsDisk;
+use crate::host::production::Production;
+
+const DAY_MS: i64 = 86_400_000;
 
 pub(crate) fn run(command: Command, output: &mut Output) -> Result<(), Failure> {
     match command {
         Command::Check(source) => {
-            load(&source, Vec::new())?;
-            output.say(&json!({"ok": true}), "the configuration is right")
+            let config = load(&source, Vec::new())?;
+            let credentials = pki::load(&OsDisk, &config.tls.ca, &config.tls.cert, &config.tls.key)?;
+            let host = Production::new(Arc::new(OsDisk));
+            let until = pki::check(&credentials, &config.tls.cert, host.wall())?;
+            let name =
+                crate::node_name(&config, &credentials.name).map_err(|error| Failure::invalid(error.to_string()))?;
+            let object = json!({"ok": true, "name": name, "certificate_until_ms": until.0});
+            let days = (until.0 - host.wall().0) / DAY_MS;
+            output.say(
+                &object,
+                format_args!("the configuration of {name} is right; its certificate is good for {days} days"),
+            )
         }
         Command::Show(source) => {
             let config = load(&source, Vec::new())?;

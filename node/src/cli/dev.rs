@@ -1,5 +1,6 @@
 //! `weft dev`: a whole cluster in this process.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use super::ca;
 use super::demo;
 use super::failure::Failure;
 use super::start::told_to_stop;
-use crate::config::{Config, LogConfig, LogFormat};
+use crate::config::{Config, LogConfig, LogFormat, NodeConfig};
 use crate::drivers::pki::Authority;
 use crate::host::disk::OsDisk;
 use crate::host::production::Production;
@@ -144,7 +145,21 @@ fn prepare(dev: &Dev, dir: &Path, host: &dyn Host) -> Result<Vec<Config>, Failur
         config.validate()?;
         configs.push(config);
     }
+    configs.iter().try_for_each(|config| check_ports(&config.node, dev.port))?;
     Ok(configs)
+}
+
+/// Whether a node's ports are free: a second `weft dev` is told so in one line. Who takes one right after this look is
+/// told by the node that meets it.
+fn check_ports(node: &NodeConfig, base: u16) -> Result<(), Failure> {
+    for address in [node.listen, node.peer_listen, node.admin_listen] {
+        let taken = std::net::TcpListener::bind(address).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
+        if taken {
+            let message = format!("{address} is in use, perhaps by another `weft dev`");
+            return Err(Failure::failed(format!("{message}: choose other ports with --port, which is {base} now")));
+        }
+    }
+    Ok(())
 }
 
 /// The first node that ends; while all is well none does.

@@ -57,6 +57,10 @@ impl Failure {
 
     /// A gRPC status: Weft's own with its code, a service's with the name of the status.
     pub(crate) fn status(status: &Status) -> Failure {
+        if std::error::Error::source(status).is_some() {
+            // Nobody's answer: the connection failed.
+            return Failure::unreachable(weft_sdk::explain("the node", status));
+        }
         let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
         let Some(info) = info else {
             let debug = format!("{:?}", status.code());
@@ -80,6 +84,12 @@ impl Failure {
         let words: Vec<&str> = before_usage.split_whitespace().collect();
         let message = words.join(" ");
         Failure::invalid(message.strip_prefix("error: ").unwrap_or(&message))
+    }
+
+    /// Puts words after the message.
+    pub(crate) fn and(mut self, what: &str) -> Failure {
+        self.message = format!("{}; {what}", self.message);
+        self
     }
 
     /// Puts words before the message.

@@ -30,38 +30,65 @@ pub(crate) enum Source {
     JsonLines(PathBuf),
 }
 
-/// Chunks of events, or why reading ended early.
-pub(crate) type Rows = mpsc::Receiver<Result<Vec<Event>, Failure>>;
+/// An event and its place in the input, from 1: the row after the header, or the line.
+pub(crate) struct Row {
+    pub(crate) number: u64,
+    pub(crate) event: Event,
+}
 
-/// Starts to read. Dropping the receiver ends the reading.
-pub(crate) fn read(source: Source, defaults: Defaults) -> Rows {
+/// Why reading ended early.
+#[derive(Debug)]
+pub(crate) struct Bad {
+    /// The row at fault; `None`: the input as a whole.
+    pub(crate) row: Option<u64>,
+    pub(crate) failure: Failure,
+}
+
+impl From<Failure> for Bad {
+    fn from(failure: Failure) -> Bad {
+        Bad { row: None, failure }
+    }
+}
+
+/// Chunks of rows, or why reading ended early.
+pub(crate) type Rows = mpsc::Receiver<Result<Vec<Row>, Bad>>;
+
+/// Starts to read, from row `from` on. Dropping the receiver ends the reading.
+pub(crate) fn read(source: Source, defaults: Defaults, from: u64) -> Rows {
     let (rows, receiver) = mpsc::channel(CHUNKS_AHEAD);
     std::thread::spawn(move || {
-        let mut chunks = Chunks { rows, chunk: Vec::with_capacity(CHUNK_ROWS) };
+        let mut chunks = Chunks { rows, chunk: Vec::with_capacity(CHUNK_ROWS), from };
         let read = match source {
             Source::Csv { path, key_column } => read_csv(&path, key_column.as_deref(), &defaults, &mut chunks),
             Source::JsonLines(path) => read_json_lines(&path, &defaults, &mut chunks),
         };
-        if let Err(Some(failure)) = read.and_then(|()| chunks.flush()) {
+        if let Err(Some(bad)) = read.and_then(|()| chunks.flush()) {
             // What came before it is published first.
             let _ = chunks.flush();
-            let _ = chunks.rows.blocking_send(Err(failure));
+            let _ = chunks.rows.blocking_send(Err(bad));
         }
     });
     receiver
 }
 
 /// Why reading stops: a failure, or nobody reads any more.
-type Stop = Option<Failure>;
+type Stop = Option<Bad>;
+
+/// A failure of the input as a whole.
+fn whole(failure: Failure) -> Stop {
+    Some(failure.into())
+}
 
 struct Chunks {
-    rows: mpsc::Sender<Result<Vec<Event>, Failure>>,
-    chunk: Vec<Event>,
+    rows: mpsc::Sender<Result<Vec<Row>, Bad>>,
+    chunk: Vec<Row>,
+    /// Rows before it are passed over.
+    from: u64,
 }
 
 impl Chunks {
-    fn push(&mut self, event: Event, live: bool) -> Result<(), Stop> {
-        self.chunk.push(event);
+    fn push(&mut self, number: u64, event: Event, live: bool) -> Result<(), Stop> {
+        self.chunk.push(Row { number, event });
         if live || self.chunk.len() >= CHUNK_ROWS { self.flush() } else { Ok(()) }
     }
 
@@ -84,8 +111,10 @@ pub(crate) fn open(path: &Path) -> Result<Box<dyn Read>, Failure> {
 }
 
 fn read_csv(path: &Path, key_column: Option<&str>, defaults: &Defaults, chunks: &mut Chunks) -> Result<(), Stop> {
-    let failure = |error: csv::Error| Failure::invalid(format!("{}: {error}", path.display()));
-    let mut reader = csv::Reader::from_reader(BufReader::with_capacity(256 << 10, open(path)?));
+    let failure = |error: csv::Error| whole(Failure::invalid(format!("{}: {error}", path.display())));
+    let input = BufReader::with_capacity(256 << 10, open(path).map_err(whole)?);
+    // A row of another length is told with its number, below.
+    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(input);
     let columns = reader.byte_headers().map_err(failure)?.clone();
     let names: Vec<String> =
         columns.iter().map(|name| Value::from(String::from_utf8_lossy(name)).to_string()).collect();
@@ -93,12 +122,28 @@ fn read_csv(path: &Path, key_column: Option<&str>, defaults: &Defaults, chunks: 
         None => None,
         Some(wanted) => Some(columns.iter().position(|name| name == wanted.as_bytes()).ok_or_else(|| {
             let known: Vec<String> = columns.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect();
-            Failure::invalid(format!("{} has no column `{wanted}`; it has {}", path.display(), known.join(", ")))
+            let message = format!("{} has no column `{wanted}`; it has {}", path.display(), known.join(", "));
+            whole(Failure::invalid(message))
         })?),
     };
     let event_type = defaults.event_type.clone().unwrap_or_else(|| "csv.row".into());
     let mut row = csv::ByteRecord::new();
+    let mut number = 0;
     while reader.read_byte_record(&mut row).map_err(failure)? {
+        number += 1;
+        if number < chunks.from {
+            continue;
+        }
+        if row.len() != columns.len() {
+            let line = row.position().map_or(0, csv::Position::line);
+            let message = format!(
+                "{}: row {number} (line {line}) has {} fields, the header has {}",
+                path.display(),
+                row.len(),
+                columns.len()
+            );
+            return Err(Some(Bad { row: Some(number), failure: Failure::invalid(message) }));
+        }
         let key = key.and_then(|place| row.get(place)).unwrap_or_default();
         let event = Event {
             key: Bytes::copy_from_slice(key),
@@ -108,7 +153,7 @@ fn read_csv(path: &Path, key_column: Option<&str>, defaults: &Defaults, chunks: 
             headers: defaults.headers.iter().cloned().collect(),
             ..Event::default()
         };
-        chunks.push(event, false)?;
+        chunks.push(number, event, false)?;
     }
     Ok(())
 }
@@ -132,27 +177,30 @@ fn row_as_json(names: &[String], row: &csv::ByteRecord) -> String {
 fn read_json_lines(path: &Path, defaults: &Defaults, chunks: &mut Chunks) -> Result<(), Stop> {
     // What is typed or piped in is published line by line, a file in chunks.
     let live = path.as_os_str() == "-";
-    let mut lines = BufReader::with_capacity(256 << 10, open(path)?);
+    let mut lines = BufReader::with_capacity(256 << 10, open(path).map_err(whole)?);
     let mut line = String::new();
     for number in 1.. {
         line.clear();
-        let read = lines.read_line(&mut line);
-        if read.map_err(|error| Failure::from(error).context(&format!("{}: line {number}", path.display())))? == 0 {
+        let bad = |failure: Failure| {
+            Some(Bad { row: Some(number), failure: failure.context(&format!("{}: line {number}", path.display())) })
+        };
+        if lines.read_line(&mut line).map_err(|error| bad(error.into()))? == 0 {
             break;
         }
-        if line.trim().is_empty() {
+        if number < chunks.from || line.trim().is_empty() {
             continue;
         }
-        let event = parse_line(&line, defaults);
-        let event = event.map_err(|reason| Failure::invalid(format!("{}: line {number}: {reason}", path.display())))?;
-        chunks.push(event, live)?;
+        let event = parse_line(&line, defaults).map_err(|reason| bad(Failure::invalid(reason)))?;
+        chunks.push(number, event, live)?;
     }
     Ok(())
 }
 
 /// One line of `--json-lines`.
 fn parse_line(line: &str, defaults: &Defaults) -> Result<Event, String> {
-    let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {error}"))?;
+    // Its own count of lines would contradict the file's.
+    let plain = |error: serde_json::Error| error.to_string().split(" at line ").next().unwrap_or_default().to_owned();
+    let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {}", plain(error)))?;
     let Value::Object(object) = value else {
         return Err("not an object like {\"key\": \"…\", \"data\": …}".into());
     };
@@ -236,6 +284,45 @@ mod tests {
             let refusal = parse_line(line, &defaults).unwrap_err();
             assert!(refusal.contains(why), "{line}: {refusal}");
         }
+    }
+
+    /// Reads a whole file: the numbers of its rows, and what ended it.
+    fn all(text: &str, csv: bool, from: u64) -> (Vec<u64>, Option<Bad>) {
+        use std::io::Write;
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let path = file.path().to_owned();
+        let source = if csv { Source::Csv { path, key_column: None } } else { Source::JsonLines(path) };
+        let mut rows = read(source, Defaults::default(), from);
+        let mut numbers = Vec::new();
+        while let Some(chunk) = rows.blocking_recv() {
+            match chunk {
+                Ok(chunk) => numbers.extend(chunk.into_iter().map(|row| row.number)),
+                Err(bad) => return (numbers, Some(bad)),
+            }
+        }
+        (numbers, None)
+    }
+
+    #[test]
+    fn a_bad_row_is_named_after_those_before_it() {
+        let csv = "a,b\n1,2\n3,4\n5\n6,7\n";
+        let (numbers, bad) = all(csv, true, 1);
+        let bad = bad.unwrap();
+        assert_eq!((numbers, bad.row), (vec![1, 2], Some(3)));
+        assert!(
+            bad.failure.message.ends_with("row 3 (line 4) has 1 fields, the header has 2"),
+            "{}",
+            bad.failure.message
+        );
+        assert!(matches!(all(csv, true, 4), (numbers, None) if numbers == [4]));
+
+        let lines = "{\"data\":\"a\"}\n\n{\"data\":\n{\"data\":\"b\"}\n";
+        let (numbers, bad) = all(lines, false, 1);
+        let bad = bad.unwrap();
+        assert_eq!((numbers, bad.row), (vec![1], Some(3)));
+        assert!(bad.failure.message.contains("line 3: not JSON"), "{}", bad.failure.message);
+        assert!(matches!(all(lines, false, 4), (numbers, None) if numbers == [4]));
     }
 
     #[test]

@@ -12,12 +12,14 @@ use weft_sdk::{Ack, Event, EventReceipt, Pending, Producer};
 
 use super::args::{AckLevel, Publish};
 use super::failure::Failure;
-use super::input::{self, Defaults, Source};
+use super::input::{self, Bad, Defaults, Row, Source};
 use super::output::Output;
 use super::{encode, server};
 
 /// Receipts waited for with `--json`; the input is read no further meanwhile.
 const RECEIPTS_WAITING_MAX: usize = 65_536;
+/// A person is told what a publish waits for after this.
+const TELL_WAITS_AFTER: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(publish: Publish, servers: &[String], output: &mut Output) -> Result<(), Failure> {
     if publish.key_column.is_some() && publish.csv.is_none() {
@@ -35,18 +37,28 @@ pub(crate) async fn run(publish: Publish, servers: &[String], output: &mut Outpu
         .producer(&publish.topic)
         .ack(ack)
         .batch_bytes(publish.batch_bytes)
-        .patience(Duration::from_secs(publish.patience))
+        .patience(publish.patience)
         .open()
         .await?;
-    if let Some(event) = single {
-        return one(&producer, event, output).await;
-    }
-    let source = match (publish.csv, publish.json_lines) {
-        (Some(path), _) => Source::Csv { path, key_column: publish.key_column },
-        (None, Some(path)) => Source::JsonLines(path),
-        (None, None) => return Err(Failure::invalid("nothing to publish: give --data, --file, --csv or --json-lines")),
+    let json = output.json;
+    let publishing = async {
+        if let Some(event) = single {
+            return one(&producer, event, output).await;
+        }
+        let source = match (publish.csv, publish.json_lines) {
+            (Some(path), _) => Source::Csv { path, key_column: publish.key_column },
+            (None, Some(path)) => Source::JsonLines(path),
+            (None, None) => {
+                return Err(Failure::invalid("nothing to publish: give --data, --file, --csv or --json-lines"));
+            }
+        };
+        many(&producer, input::read(source, defaults, publish.from_row), output).await
     };
-    many(&producer, source, defaults, output).await
+    tokio::select! {
+        biased;
+        done = publishing => done,
+        () = tell_waits(&producer, publish.patience, json) => Ok(()),
+    }
 }
 
 fn headers(pairs: &[String]) -> Result<Vec<(String, String)>, Failure> {
@@ -135,47 +147,19 @@ impl Receipts {
     }
 }
 
-async fn many(producer: &Producer, source: Source, defaults: Defaults, output: &mut Output) -> Result<(), Failure> {
+/// What became of an input.
+struct Taken {
+    /// Events handed to the producer.
+    count: u64,
+    interrupted: bool,
+    bad: Option<Bad>,
+}
+
+async fn many(producer: &Producer, mut rows: input::Rows, output: &mut Output) -> Result<(), Failure> {
     let started = Instant::now();
     let progress = progress(output.json);
-    let mut rows = input::read(source, defaults);
     let mut receipts = Receipts { waiting: VecDeque::new() };
-    let mut taken = 0u64;
-    let mut interrupted = false;
-    let mut broken = None;
-    let stop = tokio::signal::ctrl_c();
-    tokio::pin!(stop);
-    while broken.is_none() {
-        let chunk = tokio::select! {
-            biased;
-            _ = &mut stop => { interrupted = true; break; }
-            chunk = rows.recv() => match chunk {
-                Some(Ok(chunk)) => chunk,
-                Some(Err(failure)) => { broken = Some(failure); break; }
-                None => break,
-            },
-        };
-        for event in chunk {
-            let key = event.key.clone();
-            let sent = if output.json {
-                let sent = producer.send(event).await;
-                sent.map(|pending| receipts.waiting.push_back((taken + 1, key, pending)))
-            } else {
-                producer.push(event).await
-            };
-            if let Err(error) = sent {
-                broken = Some(Failure::from(error).context(&format!("row {}", taken + 1)));
-                break;
-            }
-            taken += 1;
-        }
-        // Closing says what it was. With --json each row says so itself.
-        if !output.json && producer.failure().is_some() {
-            break;
-        }
-        progress.set_position(taken);
-        receipts.print(RECEIPTS_WAITING_MAX, output).await?;
-    }
+    let taken = take(producer, &mut rows, &mut receipts, &progress, output).await?;
     drop(rows);
     // What was taken is finished even after Ctrl-C; a second one ends the process at once.
     let closing = async {
@@ -183,29 +167,96 @@ async fn many(producer: &Producer, source: Source, defaults: Defaults, output: &
         receipts.print(0, output).await?;
         Ok::<_, Failure>(closed)
     };
-    let closed = if interrupted {
+    let closed = if taken.interrupted {
         tokio::select! { closed = closing => closed?, _ = tokio::signal::ctrl_c() => return Err(Failure::failed("interrupted twice")) }
     } else {
         closing.await?
     };
     progress.finish_and_clear();
-    let done = match &closed {
-        Ok(published) => published.events,
-        Err(_) => 0,
-    };
-    let seconds = started.elapsed().as_secs_f64();
+    let published = producer.published();
     if let Err(error) = closed {
-        return Err(Failure::from(error).context(&format!("not all of {taken} events were published")));
+        let (stored, failed) = (published.events, published.failed);
+        let what = format!("{stored} of {} events are published, {failed} are not; --json tells which", taken.count);
+        return Err(Failure::from(error).and(&what));
+    }
+    let (events, seconds) = (published.events, started.elapsed().as_secs_f64());
+    if let Some(Bad { row, failure }) = taken.bad {
+        let before = format!("the {events} events before it are published");
+        return Err(match row {
+            None => failure.and(&before),
+            Some(row) => failure.and(&format!(
+                "{before}: mend it and go on with --from-row {row}, or leave it out with --from-row {}",
+                row + 1
+            )),
+        });
     }
     let summary =
-        format!("published {done} events in {seconds:.2} s ({:.0} events/s)", done as f64 / seconds.max(1e-9));
-    if let Some(failure) = broken {
-        return Err(failure.context(&summary));
-    }
-    if interrupted {
+        format!("published {events} events in {seconds:.2} s ({:.0} events/s)", events as f64 / seconds.max(1e-9));
+    if taken.interrupted {
         return Err(Failure::failed(format!("interrupted: {summary}")));
     }
     if output.json { Ok(()) } else { output.line(summary) }
+}
+
+/// Hands rows to the producer until they end, one is bad, a publish fails, or a person has had enough.
+async fn take(
+    producer: &Producer,
+    rows: &mut input::Rows,
+    receipts: &mut Receipts,
+    progress: &ProgressBar,
+    output: &mut Output,
+) -> Result<Taken, Failure> {
+    let mut taken = Taken { count: 0, interrupted: false, bad: None };
+    let stop = tokio::signal::ctrl_c();
+    tokio::pin!(stop);
+    loop {
+        let chunk = tokio::select! {
+            biased;
+            _ = &mut stop => { taken.interrupted = true; return Ok(taken); }
+            chunk = rows.recv() => match chunk {
+                Some(Ok(chunk)) => chunk,
+                Some(Err(bad)) => { taken.bad = Some(bad); return Ok(taken); }
+                None => return Ok(taken),
+            },
+        };
+        for Row { number, event } in chunk {
+            let key = event.key.clone();
+            let sent = if output.json {
+                let sent = producer.send(event).await;
+                sent.map(|pending| receipts.waiting.push_back((number, key, pending)))
+            } else {
+                producer.push(event).await
+            };
+            if let Err(error) = sent {
+                let failure = Failure::from(error).context(&format!("row {number}"));
+                taken.bad = Some(Bad { row: Some(number), failure });
+                return Ok(taken);
+            }
+            taken.count += 1;
+        }
+        // Closing says what it was. With --json each row says so itself.
+        if !output.json && producer.failure().is_some() {
+            return Ok(taken);
+        }
+        progress.set_position(taken.count);
+        receipts.print(RECEIPTS_WAITING_MAX, output).await?;
+    }
+}
+
+/// Tells a person on stderr what a publish waits for, once it has waited a while. Never ends.
+async fn tell_waits(producer: &Producer, patience: Duration, json: bool) {
+    let (mut seen, mut told) = (None, None);
+    loop {
+        tokio::time::sleep(TELL_WAITS_AFTER).await;
+        let waits = producer.waits_for();
+        let code = waits.as_ref().map(weft_sdk::Error::code);
+        // A failover is over sooner than this.
+        if let Some(error) = waits.filter(|_| code == seen && code != told && !json) {
+            eprintln!("weft: waits, for {patience:?} at most: {error}");
+            told = code;
+        }
+        seen = code;
+    }
 }
 
 /// A counter on stderr, if a person looks at it.

@@ -125,6 +125,9 @@ fn describe(description: &ServiceDescription, output: &mut Output) -> Result<(),
     if !service.idempotent_methods.is_empty() {
         output.line(format_args!("may run more than once: {}", service.idempotent_methods.join(", ")))?;
     }
+    if description.instances.is_empty() {
+        return output.line("no instances: weft service register adds one");
+    }
     output.line("")?;
     let row = |instance: &Instance| {
         let health = if instance.healthy { "healthy".to_owned() } else { format!("out: {}", instance.reason) };

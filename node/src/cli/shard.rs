@@ -1,19 +1,45 @@
 //! `weft shard`.
 
+use std::io;
+use std::path::Path;
+
 use super::args::Shard as Command;
 use super::failure::Failure;
 use super::output::Output;
 use crate::drivers::storage::{DumpReport, dump};
+use crate::host::Disk;
 use crate::host::disk::OsDisk;
 
 pub(crate) fn run(command: Command, output: &mut Output) -> Result<(), Failure> {
     let Command::Dump { dir } = command;
+    // What a node is writing would look damaged.
+    let _held = hold(&dir)?;
     let report = dump(&OsDisk, &dir)?;
     if output.json {
         let object = serde_json::to_value(&report);
         return output.line(object.map_err(|error| Failure::failed(format!("print the report: {error}")))?);
     }
     print(&report, output)
+}
+
+/// Keeps nodes out of the folder, if there is a lock to hold.
+///
+/// # Errors
+/// A node runs on it.
+fn hold(dir: &Path) -> Result<Option<Box<dyn Send + Sync>>, Failure> {
+    let path = dir.join("LOCK");
+    if !OsDisk.exists(&path) {
+        return Ok(None);
+    }
+    match OsDisk.lock(&path) {
+        Ok(held) => Ok(Some(held)),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(Failure::failed(format!(
+            "a node runs on {}: stop it first, or dump a copy of the folder",
+            dir.display()
+        ))),
+        // A copy that may only be read is nobody's to run on.
+        Err(_) => Ok(None),
+    }
 }
 
 fn print(report: &DumpReport, output: &mut Output) -> Result<(), Failure> {
@@ -61,4 +87,20 @@ fn print(report: &DumpReport, output: &mut Output) -> Result<(), Failure> {
         output.line(format_args!("problem: {problem}"))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_folder_of_a_node_that_runs_is_left_alone() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        assert!(hold(folder.path()).is_ok_and(|held| held.is_none()), "a folder without a lock is no node's");
+        let node = OsDisk.lock(&folder.path().join("LOCK")).expect("lock");
+        let refused = hold(folder.path()).err().expect("it is held");
+        assert!(refused.message.starts_with("a node runs on "), "{}", refused.message);
+        drop(node);
+        assert!(hold(folder.path()).is_ok_and(|held| held.is_some()));
+    }
 }

@@ -29,6 +29,9 @@ fn commands_that_scripts_rely_on_are_understood() {
         "weft publish flights --file data.bin",
         "weft publish flights --csv flights.csv --key-column tailnum --ack accepted",
         "weft publish flights --json-lines - --ack committed",
+        "weft publish flights --csv f --from-row 7 --patience 90s",
+        "weft publish flights --data d --patience 5",
+        "weft --server http://127.0.0.1:7400/ version",
         "weft subscribe flights --group g --from earliest --count 10 --json",
         "weft subscribe flights --from 17",
         "weft cluster members",
@@ -63,6 +66,9 @@ fn wrong_commands_are_refused_on_one_line() {
         ("weft publish flights", "required"),
         ("weft publish flights --data a --file b", "cannot be used with"),
         ("weft publish flights --csv f --key k", "cannot be used with"),
+        ("weft publish flights --data d --from-row 2", "cannot be used with"),
+        ("weft publish flights --data d --patience soon", "5s, 500ms or 1m"),
+        ("weft --server nonsense version", "write host:port"),
         ("weft subscribe flights --from yesterday", "`earliest`, `now` or an offset"),
         ("weft topic create", "NAME"),
         ("weft cluster transfer x n1", "invalid"),
@@ -97,6 +103,12 @@ fn json_is_a_flag_but_takes_the_message_of_a_call() {
     assert_eq!(parse("weft topic list --json").unwrap().json.as_deref(), Some(""));
     assert_eq!(parse("weft --json topic list").unwrap().json.as_deref(), Some(""));
     assert_eq!(parse("weft topic list").unwrap().json, None);
+    for before in ["weft --json call a.B/C", "weft call a.B/C --json", "weft --json call a.B/C --json {}"] {
+        let cli = parse(before).unwrap_or_else(|error| panic!("{before}: {error}"));
+        assert!(cli.json.is_some(), "{before}");
+        let Command::Call(call) = cli.command else { panic!("a call") };
+        assert!(matches!(call.json.as_deref(), Some("" | "{}")), "{before}: {:?}", call.json);
+    }
     let Command::Call(call) = parse("weft call a.B/C --json {}").unwrap().command else { panic!("a call") };
     assert_eq!(call.json.as_deref(), Some("{}"));
 }

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use weft_cluster::errors::error;
 use weft_cluster::ids::{NodeId, RaftGroup};
 use weft_cluster::registry::limits::FEATURE_LEVEL;
@@ -29,16 +29,28 @@ const ROUND_AFTER: Duration = Duration::from_millis(250);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 /// How long one try to be registered may take.
 const REGISTER_PATIENCE: Duration = Duration::from_secs(5);
+/// What is in the way of a start is no news for this long: the others are starting, too.
+const NORMAL_FOR: Duration = Duration::from_secs(10);
 /// Voters of a new registry, at most.
 const VOTERS_MAX: u64 = 5;
 
 /// Makes this node a registered member, however long it takes.
 pub(super) async fn run(context: Arc<Context>) {
+    let since = Instant::now();
     while let Err(problem) = begin(&context).await {
-        tracing::warn!(%problem, "cannot become part of a cluster yet");
+        grumble(since, "cannot become part of a cluster yet", &problem.to_string());
         sleep(ROUND_AFTER * 4).await;
     }
     register(&context).await;
+}
+
+/// Says what is in the way: for information as long as that is how a start goes, as a warning after.
+fn grumble(since: Instant, what: &str, why: &str) {
+    if since.elapsed() < NORMAL_FOR {
+        tracing::info!("{what}: {why}");
+    } else {
+        tracing::warn!("{what}: {why}");
+    }
 }
 
 async fn begin(context: &Arc<Context>) -> io::Result<()> {
@@ -103,6 +115,8 @@ async fn probe(context: &Arc<Context>) -> BTreeMap<NodeId, ProbeAnswer> {
     }
     let known = context.members.borrow().clone();
     let known: Vec<NodeId> = known.keys().copied().filter(|node| *node != context.me).collect();
+    // A list of seeds may be the same for all nodes, and so name this one.
+    addresses.retain(|at| *at != context.links.me().peer_address);
     let dialled = addresses.into_iter().map(|at| async move {
         let peer = timeout(ANSWER_PATIENCE, context.links.dial(at)).await.ok()?.ok()?;
         Some(peer.id)
@@ -180,6 +194,7 @@ async fn finish_founding(context: &Arc<Context>, cluster: u64) -> io::Result<()>
 async fn resume(context: &Arc<Context>) -> io::Result<()> {
     let Some(cluster) = context.storage.identity().cluster else { return Ok(()) };
     let Some(group) = context.group(RaftGroup::REGISTRY) else { return Ok(()) };
+    let since = Instant::now();
     while context.registry.state().cluster_id() == 0 {
         let voters = group.replicas();
         if voters.is_empty() {
@@ -195,10 +210,10 @@ async fn resume(context: &Arc<Context>) -> io::Result<()> {
             nodes: nodes.clone(),
         };
         let told = nodes.iter().filter(|node| node.id != context.me.0).map(|node| {
-            let (to, request) = (NodeId(node.id), Request::Found(found.clone()));
+            let (to, name, request) = (NodeId(node.id), node.name.clone(), Request::Found(found.clone()));
             async move {
                 if let Err(refused) = context.ask(to, request, ANSWER_PATIENCE).await {
-                    tracing::warn!(node = %to, reason = refused.message, "has not taken part in the founding yet");
+                    grumble(since, &format!("{name} has not taken part in the founding yet"), &refused.message);
                 }
             }
         });
@@ -213,7 +228,7 @@ async fn resume(context: &Arc<Context>) -> io::Result<()> {
             };
             let command = RegistryCommand { level: FEATURE_LEVEL, command: Some(Command::Bootstrap(bootstrap)) };
             if let Err(refused) = context.registry.propose(&context.registry.own(), command, REGISTER_PATIENCE).await {
-                tracing::warn!(reason = refused.message, "the registry did not take its first entry");
+                grumble(since, "the registry did not take its first entry", &refused.message);
             }
         }
         sleep(ROUND_AFTER / 5).await;
@@ -287,6 +302,7 @@ async fn register_once(context: &Context) -> Result<(), v1::Error> {
 
 /// Makes the registry's record say what this start of the node is, until it does.
 async fn register(context: &Context) {
+    let since = Instant::now();
     loop {
         let state = context.registry.state();
         let known = state
@@ -296,7 +312,7 @@ async fn register(context: &Context) {
             return;
         }
         if let Err(refused) = register_once(context).await {
-            tracing::warn!(reason = refused.message, "this node is not registered yet");
+            grumble(since, "this node is not registered yet", &refused.message);
             sleep(ROUND_AFTER * 4).await;
         } else {
             // The copy here follows.

@@ -12,10 +12,14 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType, SerialNumber,
 };
-use rustls::RootCertStore;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, RootCertStore};
+use weft_cluster::ids::Millis;
 
 use crate::host::{Disk, Host, Open};
 
@@ -165,6 +169,47 @@ pub fn load(disk: &dyn Disk, ca: &Path, cert: &Path, key: &Path) -> Result<Crede
         Part::Cert => wrong(cert, reason),
         Part::Key => wrong(key, reason),
     })
+}
+
+/// Checks a node's certificate under its CA at the time `now`; returns until when it is good.
+///
+/// # Errors
+/// Names the file (`cert`): it is expired, not valid yet, or of another CA.
+pub fn check(credentials: &Credentials, cert: &Path, now: Millis) -> Result<Millis, PkiError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(&credentials.chain[0])
+        .map_err(|error| wrong(cert, format!("is not readable: {error}")))?;
+    let validity = parsed.validity();
+    let time = UnixTime::since_unix_epoch(Duration::from_millis(u64::try_from(now.0).unwrap_or(0)));
+    let provider = rustls::crypto::ring::default_provider();
+    verify(&credentials.chain, &credentials.roots, &provider, Some(time)).map_err(|error| {
+        let reason = match error {
+            rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+                format!("has expired, at {}: make a new one with `weft ca issue`", validity.not_after)
+            }
+            rustls::Error::InvalidCertificate(
+                CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+            ) => format!("is good from {} on only: is this machine's clock right?", validity.not_before),
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+                "is not of the CA that tls.ca names".to_owned()
+            }
+            error => format!("is not good under the CA that tls.ca names: {error}"),
+        };
+        wrong(cert, reason)
+    })?;
+    Ok(Millis(validity.not_after.timestamp().saturating_mul(1_000)))
+}
+
+/// Checks that a chain leads to one of the roots, and is valid at `now`.
+pub(super) fn verify(
+    chain: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    provider: &CryptoProvider,
+    now: Option<UnixTime>,
+) -> Result<(), rustls::Error> {
+    let (leaf, between) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+    let now = now.ok_or(rustls::Error::FailedToGetCurrentTime)?;
+    let algorithms = provider.signature_verification_algorithms.all;
+    verify_server_cert_signed_by_trust_anchor(&ParsedCertificate::try_from(leaf)?, roots, between, now, algorithms)
 }
 
 /// A node's credentials straight from memory (simulation, `weft dev`).
@@ -342,6 +387,24 @@ mod tests {
         }
         let error = Authority::load(&OsDisk, &at("ca.pem"), &at("n1.key")).err().unwrap().to_string();
         assert!(error.contains("n1.key: is not the key of"), "{error}");
+    }
+
+    #[test]
+    fn a_certificate_is_checked_under_its_ca_and_at_a_time() {
+        let (ours, theirs) = (Authority::create(&host(), "c1").unwrap(), Authority::create(&host(), "c2").unwrap());
+        let issued = ours.issue(&host(), "n1", &[], &[]).unwrap();
+        let cert = Path::new("n1.pem");
+        let now = host().wall();
+        let good = credentials(&ours.issued().cert_pem, &issued).unwrap();
+        let until = check(&good, cert, now).unwrap();
+        assert!(until.0 > now.0 + 9 * 365 * 86_400_000, "{until:?}");
+        let late = check(&good, cert, Millis(until.0 + 1_000)).unwrap_err().to_string();
+        assert!(late.contains("n1.pem: has expired"), "{late}");
+        let early = check(&good, cert, Millis(0)).unwrap_err().to_string();
+        assert!(early.contains("n1.pem: is good from"), "{early}");
+        let foreign = credentials(&theirs.issued().cert_pem, &issued).unwrap();
+        let refused = check(&foreign, cert, now).unwrap_err().to_string();
+        assert!(refused.contains("n1.pem: is not of the CA"), "{refused}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use weft_proto::v1::publish_result::Result as PublishOutcome;
 use weft_proto::v1::{Ack, ErrorCode, Event, PublishRequest, Receipt};
 
 use crate::cluster::Cluster;
-use crate::connect::{Connector, Patience};
+use crate::connect::{Connector, Patience, server_address};
 use crate::error::{Error, Retry};
 use crate::keeper::{self, Connection, Link};
 use crate::producer::ProducerBuilder;
@@ -44,7 +44,7 @@ pub struct Builder {
 pub(crate) type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
 
 impl Builder {
-    /// Adds nodes, as `host:port`. The first that answers is used; the others, and those learned from it,
+    /// Adds nodes, as `host:port` (`http://` before it does no harm). The first that answers is used; the others, and those learned from it,
     /// are where the client goes when it fails.
     pub fn servers<S: Into<String>>(mut self, servers: impl IntoIterator<Item = S>) -> Self {
         self.servers.extend(servers.into_iter().map(Into::into));
@@ -102,10 +102,11 @@ impl Builder {
         if self.servers.is_empty() {
             return Err(Error::invalid("no server given: name at least one node as host:port"));
         }
+        let servers = self.servers.iter().map(|server| server_address(server)).collect::<Result<_, _>>()?;
         let seed = self.seed.unwrap_or_else(|| rand::rng().random());
         let patience = Patience { connect: self.connect_timeout, keep_alive: self.keep_alive };
         let (link, failed) =
-            keeper::spawn(self.servers, self.connector, patience, StdRng::seed_from_u64(seed.wrapping_add(1)));
+            keeper::spawn(servers, self.connector, patience, StdRng::seed_from_u64(seed.wrapping_add(1)));
         let dice = Mutex::new(StdRng::seed_from_u64(seed));
         let inner = Inner { namespace: self.namespace, patience: self.patience, clock: self.clock, link, failed, dice };
         let client = Client { inner: Arc::new(inner) };

@@ -62,6 +62,56 @@ pub(crate) struct Patience {
     pub(crate) keep_alive: Duration,
 }
 
+/// `host:port` as it is meant: `http://` before it and a slash after it are taken off.
+///
+/// # Errors
+/// `Invalid`: what is wrong, and what would be right.
+pub fn server_address(text: &str) -> Result<String, Error> {
+    let wrong = |why: &str| Error::invalid(format!("`{text}` {why}: write host:port, for example 127.0.0.1:7400"));
+    if text.starts_with("https://") {
+        return Err(wrong("asks for TLS, which the client port does not speak"));
+    }
+    let address = text.trim().strip_prefix("http://").unwrap_or(text.trim()).trim_end_matches('/');
+    let Some((host, port)) = address.rsplit_once(':') else { return Err(wrong("has no port")) };
+    if port.parse::<u16>().map_or(true, |port| port == 0) {
+        return Err(wrong("has no port from 1 to 65535"));
+    }
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let bracketed = bare.len() < host.len();
+    if bare.is_empty() || bare.contains(['/', '@', '[', ']', ' ', '?', '#']) || bare.contains(':') && !bracketed {
+        return Err(wrong("is not host:port"));
+    }
+    Ok(address.to_owned())
+}
+
+/// Why no connection came about, for a person who may have named the wrong address.
+pub fn explain(address: &str, error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+            Some(io::ErrorKind::ConnectionRefused) => {
+                return format!("nothing listens on {address}; a node's client port is 7400 unless it says otherwise");
+            }
+            Some(io::ErrorKind::TimedOut) => return format!("{address} does not answer"),
+            Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof) => {
+                return format!(
+                    "{address} closes the connection: it is no node's client port, or the node is stopping"
+                );
+            }
+            _ => cause = error.source(),
+        }
+    }
+    let text = chain(error);
+    if text.contains("lookup") || text.contains("resolve") {
+        let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+        return format!("the name {host} does not resolve");
+    }
+    if text.contains("http2") || text.contains("h2 protocol") || text.contains("frame") {
+        return format!("{address} answers, but not as a node's client port does (gRPC)");
+    }
+    format!("{address}: {text}")
+}
+
 /// Opens an HTTP/2 connection to `host:port`.
 pub(crate) async fn open(connector: &Connector, address: &str, patience: Patience) -> Result<Channel, Error> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
@@ -82,7 +132,53 @@ pub(crate) async fn open(connector: &Connector, address: &str, patience: Patienc
     let opening = endpoint.connect_with_connector(service);
     match tokio::time::timeout(patience.connect, opening).await {
         Ok(Ok(channel)) => Ok(channel),
-        Ok(Err(error)) => Err(Error::Unreachable(format!("{address}: {}", chain(&error)).into())),
+        Ok(Err(error)) => Err(Error::Unreachable(explain(address, &error).into())),
         Err(_) => Err(Error::Unreachable(format!("{address}: no connection in {:?}", patience.connect).into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_taken_as_they_are_meant() {
+        for (text, address) in [
+            ("127.0.0.1:7400", "127.0.0.1:7400"),
+            ("http://node-1.example:7400/", "node-1.example:7400"),
+            (" [::1]:7400", "[::1]:7400"),
+        ] {
+            assert_eq!(server_address(text).expect(text), address);
+        }
+        for (text, why) in [
+            ("nonsense", "`nonsense` has no port"),
+            ("https://a:1", "TLS"),
+            ("a:b", "no port from 1 to 65535"),
+            ("a:0", "no port from 1"),
+            (":7400", "not host:port"),
+            ("::1:7400", "not host:port"),
+            ("http://a/b:7400", "not host:port"),
+            ("", "has no port"),
+        ] {
+            let error = server_address(text).expect_err(text).to_string();
+            assert!(error.contains(why) && error.contains("127.0.0.1:7400"), "{error}");
+        }
+    }
+
+    #[test]
+    fn wrong_addresses_are_explained() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        assert!(explain("a:1", &refused).starts_with("nothing listens on a:1"));
+        assert_eq!(
+            explain("a:1", &io::Error::other("http2 error")),
+            "a:1 answers, but not as a node's client port does (gRPC)"
+        );
+        assert_eq!(
+            explain("a:1", &io::Error::other("failed to lookup address information")),
+            "the name a does not resolve"
+        );
+        let closed = io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(explain("a:1", &closed).starts_with("a:1 closes the connection"));
+        assert_eq!(explain("a:1", &io::Error::other("odd")), "a:1: odd");
     }
 }

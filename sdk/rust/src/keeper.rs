@@ -93,6 +93,10 @@ impl Keeper {
             Ok(Ok(watch)) => Ok((channel, Some(watch.into_inner()))),
             // A door that does not tell the membership is good enough for all else.
             Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => Ok((channel, None)),
+            // No status of a node, but of the connection: its cause says more.
+            Ok(Err(status)) if std::error::Error::source(&status).is_some() => {
+                Err(Error::Unreachable(connect::explain(address, &status).into()))
+            }
             Ok(Err(status)) => Err(Error::Unreachable(format!("{address}: {}", Error::from(status)).into())),
             Err(_) => Err(Error::Unreachable(format!("{address}: no answer in time").into())),
         }

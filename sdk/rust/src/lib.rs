@@ -36,7 +36,7 @@ pub mod topics;
 
 pub use client::{Builder, Client};
 pub use cluster::Cluster;
-pub use connect::{Connector, Io};
+pub use connect::{Connector, Io, explain, server_address};
 pub use error::{Error, ErrorCode, Retry};
 pub use producer::{EventReceipt, Pending, Producer, ProducerBuilder, Published};
 pub use services::{InstanceBuilder, Registration, Services};

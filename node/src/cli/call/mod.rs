@@ -55,7 +55,7 @@ async fn connect(servers: &[String]) -> Result<Channel, Failure> {
             .map_err(|_| Failure::invalid(format!("`{server}` is not host:port")))?;
         match endpoint.connect_timeout(CONNECT_PATIENCE).tcp_nodelay(true).connect().await {
             Ok(channel) => return Ok(channel),
-            Err(error) => failures.push(format!("{server}: {}", chain(error))),
+            Err(error) => failures.push(weft_sdk::explain(server, &error)),
         }
     }
     Err(Failure::unreachable(failures.join("; ")))
@@ -91,7 +91,8 @@ async fn make(
     output: &mut Output,
 ) -> Result<(), Failure> {
     let (messages, requests) = tokio::sync::mpsc::channel(WAITING_MAX);
-    let body = call.json.clone().unwrap_or_else(|| "{}".to_owned());
+    // `--json` without a value asks for JSON of failures, and brings no message.
+    let body = call.json.clone().filter(|text| !text.trim().is_empty()).unwrap_or_else(|| "{}".to_owned());
     let feeding = feed(body, method.clone(), messages);
     let mut request = tonic::Request::from_parts(metadata, http::Extensions::new(), ReceiverStream::new(requests));
     request.set_timeout(call.timeout);
@@ -132,12 +133,12 @@ async fn feed(
     messages: tokio::sync::mpsc::Sender<DynamicMessage>,
 ) -> Result<(), Failure> {
     let reading = tokio::task::spawn_blocking(move || {
-        let mut sent = 0;
+        let (mut sent, streams) = (0, method.is_client_streaming());
         let mut send = |text: &str, place: &str| {
             for value in serde_json::Deserializer::from_str(text).into_iter::<Value>() {
                 let value = value.map_err(|error| Failure::invalid(format!("{place} is not JSON: {error}")))?;
                 sent += 1;
-                if sent > 1 && !method.is_client_streaming() {
+                if sent > 1 && !streams {
                     return Err(Failure::invalid(format!("{} takes one message; {place} has more", method.name())));
                 }
                 let message = message(&method.input(), value).map_err(|error| error.context(place))?;
@@ -150,12 +151,16 @@ async fn feed(
         if body != "-" {
             return send(&body, "--json").map(drop);
         }
+        let mut empty = true;
         for (number, line) in std::io::stdin().lock().lines().enumerate() {
-            if !send(&line?, &format!("line {} of stdin", number + 1))? {
+            let line = line?;
+            empty &= line.trim().is_empty();
+            if !send(&line, &format!("line {} of stdin", number + 1))? {
                 return Ok(());
             }
         }
-        Ok(())
+        // A method that takes one message has to get one.
+        if empty && !streams { send("{}", "an empty stdin").map(drop) } else { Ok(()) }
     });
     reading.await.map_err(|error| Failure::failed(error.to_string()))?
 }

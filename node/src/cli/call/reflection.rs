@@ -54,8 +54,17 @@ pub(super) async fn describe(
     let mut pool = DescriptorPool::new();
     let added = pool.add_file_descriptor_protos(files.into_values());
     added.map_err(|error| Failure::failed(format!("its descriptors do not fit together: {error}")))?;
-    pool.get_service_by_name(service)
-        .ok_or_else(|| Failure::invalid(format!("{service} is the name of something, but of no service")))
+    pool.get_service_by_name(service).ok_or_else(|| {
+        let slash = with_slash(service, pool.services().map(|service| service.full_name().to_owned()));
+        let hint = slash.map_or_else(String::new, |path| format!(": write {path}"));
+        Failure::invalid(format!("{service} is the name of something, but of no service{hint}"))
+    })
+}
+
+/// `shop.Cart.Get` as it should be written, if a service is called `shop.Cart`.
+fn with_slash(name: &str, mut services: impl Iterator<Item = String>) -> Option<String> {
+    let (service, method) = name.rsplit_once('.')?;
+    services.any(|known| known == service).then(|| format!("{service}/{method}"))
 }
 
 /// The files that every protobuf implementation has.
@@ -129,9 +138,27 @@ async fn not_found(channel: Channel, metadata: &MetadataMap, service: &str) -> F
     }
     if names.iter().any(|name| name == service) {
         return Failure::failed(format!(
-            "{service} is registered, but its instances answer no gRPC reflection: call it with a client that has its \
-             .proto files"
+            "{service} is registered, but its instances tell of no gRPC service of that name by reflection: if it is an \
+             alias, register it with --grpc-service NAME; else call it with a client that has its .proto files"
         ));
     }
-    Failure::unknown_service(format!("there is no service {service:?}; there are {}", names.join(", ")))
+    let hint = match with_slash(service, names.iter().cloned()) {
+        Some(path) => format!("a method follows a slash: write {path}"),
+        None if names.is_empty() => "none is registered".to_owned(),
+        None => format!("there are {}", names.join(", ")),
+    };
+    Failure::unknown_service(format!("there is no service {service:?}; {hint}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dot_before_a_method_is_a_slash() {
+        let services = || ["shop.Cart".to_owned(), "shop.Orders".to_owned()].into_iter();
+        assert_eq!(with_slash("shop.Cart.Get", services()).as_deref(), Some("shop.Cart/Get"));
+        assert_eq!(with_slash("shop.Card.Get", services()), None);
+        assert_eq!(with_slash("shop", services()), None);
+    }
 }

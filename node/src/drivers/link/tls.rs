@@ -18,7 +18,7 @@ use rustls::time_provider::TimeProvider;
 use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::{LinkConfig, Me};
-use crate::drivers::pki::Credentials;
+use crate::drivers::pki::{self, Credentials};
 use crate::host::Host;
 
 /// The protocol's name in the handshake.
@@ -53,7 +53,7 @@ pub(super) fn settings(
     if name != me.name {
         return Err(bad(format!("the certificate names the node `{name}`, but this node's name is `{}`", me.name)));
     }
-    check_chain(&chain, &roots, &provider, time.current_time())
+    pki::verify(&chain, &roots, &provider, time.current_time())
         .map_err(|error| bad(format!("the certificate of `{name}` is not good under the CA's: {error}")))?;
     let transport = Arc::new(transport(config)?);
 
@@ -147,18 +147,6 @@ fn transport(config: &LinkConfig) -> io::Result<TransportConfig> {
         .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
         .allow_spin(false);
     Ok(transport)
-}
-
-fn check_chain(
-    chain: &[CertificateDer<'_>],
-    roots: &RootCertStore,
-    provider: &CryptoProvider,
-    now: Option<UnixTime>,
-) -> Result<(), rustls::Error> {
-    let (leaf, between) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
-    let now = now.ok_or(rustls::Error::FailedToGetCurrentTime)?;
-    let algorithms = provider.signature_verification_algorithms.all;
-    verify_server_cert_signed_by_trust_anchor(&ParsedCertificate::try_from(leaf)?, roots, between, now, algorithms)
 }
 
 /// Believes every certificate of the cluster's CA. Who the peer is, its Hello says, and that must be the name

@@ -431,15 +431,16 @@ impl Rafts {
 
     async fn transfer_here(&self, id: RaftGroup, to: NodeId) -> Result<Epoch, v1::Error> {
         let group = self.context.group(id).ok_or_else(|| error(ErrorCode::NotFound, format!("{id} is not here")))?;
+        let name = self.context.registry.view().borrow().name_of(to);
         group.transfer(to).await.map_err(|failed| match failed {
             ProposeError::NotLeader(leader) if leader != Some(self.context.me) => {
                 not_owner(leader, format!("this node does not lead {id}"))
             }
             ProposeError::NotLeader(_) => {
-                error(ErrorCode::FailedPrecondition, format!("{to} holds no replica of {id} that votes"))
+                error(ErrorCode::FailedPrecondition, format!("{name} holds no replica of {id} that votes"))
             }
             ProposeError::Unknown => {
-                error(ErrorCode::FailedPrecondition, format!("{to} did not take over {id} in time"))
+                error(ErrorCode::FailedPrecondition, format!("{name} did not take over {id} in time"))
             }
             ProposeError::Stopped(reason) => error(ErrorCode::NotReady, reason),
         })

@@ -243,6 +243,17 @@ impl Producer {
         self.owner.0.lock().failure()
     }
 
+    /// What was answered since the producer was opened.
+    pub fn published(&self) -> Published {
+        self.owner.0.lock().counts()
+    }
+
+    /// Why events are tried again and again at present, if they are: for who wants to tell a person. `DiskFull`, for
+    /// one, may last until somebody makes room.
+    pub fn waits_for(&self) -> Option<Error> {
+        self.owner.0.lock().waits_for()
+    }
+
     /// Sends all that is waiting and waits until everything taken before is answered.
     ///
     /// Returns how many events were answered since the producer was opened.

@@ -36,6 +36,8 @@ pub(crate) struct State {
     unanswered: BTreeMap<u64, usize>,
     counts: Published,
     first_error: Option<Error>,
+    /// Why a batch was to be sent again, since the last receipt.
+    waits_for: Option<Error>,
     /// No more events are taken.
     pub(crate) closing: bool,
     /// Why the producer has ended.
@@ -67,6 +69,7 @@ impl State {
             unanswered: BTreeMap::new(),
             counts: Published::default(),
             first_error: None,
+            waits_for: None,
             closing: false,
             ended: None,
             dice,
@@ -143,6 +146,16 @@ impl State {
         }
     }
 
+    /// What was answered so far.
+    pub(crate) fn counts(&self) -> Published {
+        self.counts
+    }
+
+    /// Why nothing is stored at present, if so.
+    pub(crate) fn waits_for(&self) -> Option<Error> {
+        self.waits_for.clone()
+    }
+
     /// The first error since the last report.
     pub(crate) fn failure(&self) -> Option<Error> {
         self.first_error.clone()
@@ -187,6 +200,7 @@ impl State {
         let lane = &mut self.lanes[index];
         let error = match answer.result {
             Some(Answered::Receipt(receipt)) => {
+                self.waits_for = None;
                 if let Some(batch) = lane.stored(answer.request_id) {
                     self.finish(index, batch, Ok(receipt), finished);
                 }
@@ -200,7 +214,8 @@ impl State {
             (Outcome::Fatal, _) => self.end(error, finished),
             (Outcome::Done, Some(batch)) => self.finish(index, batch, Err(error), finished),
             (Outcome::Done | Outcome::Again, _) => {
-                tracing::debug!(%error, partition = index, "a batch will be sent again")
+                tracing::debug!(%error, partition = index, "a batch will be sent again");
+                self.waits_for = Some(error);
             }
         }
     }
@@ -219,9 +234,17 @@ impl State {
         let active: Vec<usize> = self.active.iter().copied().collect();
         for index in active {
             while let Some((batch, unknown)) = self.lanes[index].expire(limit) {
-                let why = last.map_or_else(|| "no answer".into(), Error::to_string);
-                let message = format!("given up after {:?}: {why}", self.settings.patience);
-                let error = if unknown { Error::unknown(message) } else { Error::Unreachable(message.into()) };
+                let why = self.waits_for.as_ref().or(last);
+                let message = why.map_or_else(|| "no answer".into(), Error::to_string);
+                let message = format!("given up after {:?}: {message}", self.settings.patience);
+                let error = match why {
+                    _ if unknown => Error::unknown(message),
+                    // What nodes say is told under their code: a full disk is no lost connection.
+                    Some(Error::Refused { code, retry, owner, .. }) => {
+                        Error::Refused { code: *code, message: message.into(), retry: *retry, owner: *owner }
+                    }
+                    _ => Error::Unreachable(message.into()),
+                };
                 self.finish(index, batch, Err(error), finished);
             }
         }
