@@ -43,7 +43,7 @@ const fn row(code: ErrorCode, grpc: Grpc, retry: Retry, meaning: &'static str) -
 }
 
 /// Every code but UNSPECIFIED, in the order of their numbers.
-pub const TABLE: [Row; 25] = {
+pub const TABLE: [Row; 26] = {
     use ErrorCode as C;
     use Grpc as G;
     use Retry as R;
@@ -97,6 +97,12 @@ pub const TABLE: [Row; 25] = {
             G::Unavailable,
             R::Same,
             "No instance could be reached: not a byte of the call has come to one.",
+        ),
+        row(
+            C::Loop,
+            G::FailedPrecondition,
+            R::Never,
+            "The call has come back to Weft more often than `calls.hops_max` allows: an instance's address leads to a node.",
         ),
     ]
 };

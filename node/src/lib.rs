@@ -152,8 +152,14 @@ impl Node {
             tasks.clone(),
         );
         rafts.serve(shards.clone()).await.context("start the shards")?;
-        let instances =
-            Instances::start(host.clone(), tasks.clone(), registry.clone(), links.clone(), config.instances.clone());
+        let instances = Instances::start(
+            host.clone(),
+            tasks.clone(),
+            registry.clone(),
+            links.clone(),
+            doors.listening(bind),
+            config.instances.clone(),
+        );
         for service in &config.services {
             let put = service.registration().map_err(anyhow::Error::msg).context("a service of the configuration")?;
             instances.register_at_start(put, service.tls_ca.clone());
@@ -205,9 +211,10 @@ impl Node {
         let health = Health::new(view.clone(), stopping.draining.clone(), stop.clone());
         let asked = calls.clone();
         let ask: reflection::Ask = Arc::new(move |question| {
-            let reflection::Question { caller, namespace, grpc_service, request } = question;
-            let (calls, patience) = (asked.clone(), REFLECTION_PATIENCE);
-            Box::pin(async move { proxy::ask(&calls, caller, namespace, grpc_service, &request, patience).await })
+            let reflection::Question { caller, hops, namespace, grpc_service, request } = question;
+            let question = proxy::Question { caller, hops, namespace, grpc_service, request };
+            let calls = asked.clone();
+            Box::pin(async move { proxy::ask(&calls, question, REFLECTION_PATIENCE).await })
         });
         let reflection = Reflection::new(view.clone(), ask, stop.clone()).context("read the API's descriptors")?;
         let routes = routes(&events, &status, &services, &health, &reflection, config);
@@ -278,6 +285,13 @@ impl Doors {
             false => node.advertise.clone(),
         };
         Ok(Doors { client, admin, client_address, peer_address })
+    }
+}
+
+impl Doors {
+    /// Where this node listens; links on `peer`.
+    fn listening(&self, peer: SocketAddr) -> Vec<SocketAddr> {
+        vec![self.client.local_addr(), self.admin.local_addr(), peer]
     }
 }
 

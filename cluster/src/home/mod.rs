@@ -4,6 +4,7 @@
 //! Instances, renewals, doubts and the results of checks go in; checks to make, flips to write and leases to end come
 //! out. The registry holds the truth that callers see; what is decided here and not yet written there stays due.
 
+mod doors;
 mod heirs;
 mod leases;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 use weft_proto::internal::v1::{InstanceFlip, InstanceRecord};
 use xxhash_rust::xxh3::xxh3_64;
 
+pub use doors::door_at;
 pub use heirs::{Homes, rehome};
 use leases::Leases;
 

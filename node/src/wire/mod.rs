@@ -1,6 +1,7 @@
 //! What all doors share: how errors leave and come in, the checks of what clients send, and HTTP/2's flow.
 
 pub mod checks;
+pub mod hops;
 mod outflow;
 mod status;
 pub mod timeout;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use weft_cluster::caller::Caller;
 use weft_cluster::route;
 
-use crate::wire::timeout;
+use crate::wire::{hops, timeout};
 
 /// A call's head: whom it is for, and what goes before the body.
 #[derive(Clone, Debug)]
@@ -22,6 +22,8 @@ pub struct Call {
     /// Which service's instances it is for, if not the one that its path names: gRPC's own services (reflection) are
     /// served beside each.
     pub of_service: Option<String>,
+    /// How often it has gone through Weft before.
+    hops: u32,
     uri: Uri,
     /// Where the service ends in the path.
     slash: usize,
@@ -41,10 +43,23 @@ impl Call {
             deadline: None,
             idempotent: false,
             of_service: None,
+            hops: 0,
             uri,
             slash,
             headers,
         })
+    }
+
+    /// The call of a client that says that it has gone through Weft so often; it goes on with one more.
+    pub fn after(mut self, hops: u32) -> Call {
+        self.hops = hops;
+        self.headers.insert(hops::NAME, hops::write(hops + 1));
+        self
+    }
+
+    /// How often it has gone through Weft before.
+    pub(super) fn hops(&self) -> u32 {
+        self.hops
     }
 
     /// The gRPC service whose instances it is for: "shop.Cart".

@@ -6,6 +6,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use crate::wire::hops;
+
 /// How calls of users' services are brought to their instances.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -38,6 +40,9 @@ pub struct CallsConfig {
     pub retry_percent: u32,
     /// So many of these repeats per second are allowed in any case.
     pub retry_per_second_min: u32,
+    /// How often one call may come back to Weft, from an instance that is a node or passes its metadata on with calls of
+    /// its own; one more is refused as a loop.
+    pub hops_max: u32,
     /// An instance that could not be reached is left out for so long, if there are others.
     #[serde(with = "humantime_serde")]
     pub instance_backoff: Duration,
@@ -57,6 +62,7 @@ impl Default for CallsConfig {
             attempts_max: 3,
             retry_percent: 20,
             retry_per_second_min: 10,
+            hops_max: 8,
             instance_backoff: Duration::from_millis(500),
         }
     }
@@ -92,6 +98,9 @@ impl CallsConfig {
             if value > 10_000 {
                 return Err(format!("calls.{key} is {value}, but must be 0 to 10,000"));
             }
+        }
+        if !(1..=hops::HOPS_MAX).contains(&self.hops_max) {
+            return Err(format!("calls.hops_max is {}, but must be 1 to {}", self.hops_max, hops::HOPS_MAX));
         }
         for (key, value, least) in [
             ("stream_window", self.stream_window, ByteSize::kib(64)),

@@ -137,6 +137,7 @@ impl Calls {
     pub async fn carry(&self, call: &Call, source: impl Source, client: &mut impl Client) -> Result<(), Failure> {
         let inner = &self.inner;
         let _open = metrics::Open::new(&inner.shared.metrics.open);
+        inner.check_hops(call)?;
         let mut source = Opening::new(source);
         source.gather()?;
         let (mut attempts, mut tried) = (0, Vec::new());
@@ -222,6 +223,20 @@ impl Inner {
 
     fn pools(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<Pool>>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_hops(&self, call: &Call) -> Result<(), Failure> {
+        let hops_max = self.shared.config.hops_max;
+        if call.hops() < hops_max {
+            return Ok(());
+        }
+        let message = format!(
+            "the call has gone through Weft {} times (calls.hops_max is {hops_max}): an instance of {} is a node, or calls \
+             itself",
+            call.hops(),
+            call.grpc_service(),
+        );
+        Err(Failure::refused(ErrorCode::Loop, message))
     }
 
     fn may_retry(

@@ -8,6 +8,7 @@ mod metrics;
 mod watch;
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -42,6 +43,8 @@ use crate::host::{Host, Tasks};
 
 /// How long a registration or its end may take, failovers of the registry included.
 const CHANGE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the name in an instance's address may take to be looked up when it is registered.
+const LOOKUP_PATIENCE: Duration = Duration::from_secs(1);
 /// How long an instance's home may take to answer a renewal.
 const RENEW_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the instances of one home may take to get another.
@@ -67,6 +70,7 @@ struct Inner {
     registry: Registry,
     links: Links,
     me: NodeId,
+    doors: Vec<SocketAddr>,
     config: InstancesConfig,
     metrics: Metrics,
     messages: mpsc::Sender<Message>,
@@ -84,12 +88,13 @@ impl Inner {
 
 impl Instances {
     /// Starts checking the instances whose home this node is, and, while it leads the registry, gives those of dead
-    /// homes new ones.
+    /// homes new ones. `doors`: where this node listens; no instance can be there.
     pub fn start(
         host: Arc<dyn Host>,
         tasks: Tasks,
         registry: Registry,
         links: Links,
+        doors: Vec<SocketAddr>,
         config: InstancesConfig,
     ) -> Instances {
         let (messages, inbox) = mpsc::channel(MESSAGES_MAX);
@@ -99,6 +104,7 @@ impl Instances {
             registry,
             me: links.me().id,
             links,
+            doors,
             registrations: Semaphore::new(config.registrations_max as usize),
             config,
             metrics: Metrics::default(),
@@ -140,11 +146,12 @@ impl Instances {
     /// reached is registered, too, unhealthy and with the reason.
     ///
     /// # Errors
-    /// The registry's refusal; `NOT_READY` if this node stops; `NO_OWNER` or `OUTCOME_UNKNOWN` if it did not answer in time: registering again is safe.
+    /// `INVALID_ARGUMENT` if a node answers at its address; the registry's refusal; `NOT_READY` if this node stops; `NO_OWNER` or `OUTCOME_UNKNOWN` if it did not answer in time: registering again is safe.
     pub async fn register(&self, caller: &Caller, mut put: PutInstance) -> Result<InstanceRecord, v1::Error> {
         let inner = &self.inner;
         let _turn = inner.registrations.acquire().await.expect("nobody closes this semaphore");
         let instance = put.instance.get_or_insert_default();
+        self.check_address(&instance.address).await?;
         let checked = check::check(&*inner.host, instance).await;
         if inner.leaving.load(Ordering::Acquire) {
             return Err(error(ErrorCode::NotReady, "this node is stopping: register at another one"));
@@ -158,6 +165,21 @@ impl Instances {
         match self.change(caller, Command::PutInstance(put), CHANGE_PATIENCE).await? {
             Outcome::Instance(instance) => Ok(instance),
             _ => Err(unexpected()),
+        }
+    }
+
+    /// Refuses an address at which a node is known to answer. One that cannot be looked up says so by its health.
+    async fn check_address(&self, address: &str) -> Result<(), v1::Error> {
+        let inner = &self.inner;
+        let found = tokio::time::timeout(LOOKUP_PATIENCE, inner.host.resolve(address)).await;
+        let found = found.ok().and_then(Result::ok).unwrap_or_default();
+        let view = inner.registry.view().borrow().clone();
+        match home::door_at(&view, &inner.doors, address, &found) {
+            None => Ok(()),
+            Some(door) => Err(error(
+                ErrorCode::InvalidArgument,
+                format!("{address} is {door}: register the address that the program itself listens on"),
+            )),
         }
     }
 

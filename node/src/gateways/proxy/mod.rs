@@ -19,7 +19,7 @@ use weft_cluster::caller::Caller;
 
 use crate::drivers::calls::{Calls, Failure, H2Source};
 use client::H2Client;
-pub use reflection::ask;
+pub use reflection::{Question, ask};
 
 /// The proxy. Cheap to clone.
 #[derive(Clone)]

@@ -8,7 +8,7 @@ use weft_cluster::caller::Caller;
 use weft_proto::v1::{Error, ErrorCode};
 
 use crate::drivers::calls::Call;
-use crate::wire::{error, timeout};
+use crate::wire::{error, hops, timeout};
 
 /// The namespace in which the service is looked up.
 const NAMESPACE: HeaderName = HeaderName::from_static("weft-namespace");
@@ -32,6 +32,7 @@ pub(super) fn call(head: Parts, caller: Caller, now: Instant) -> Result<Call, Er
         return Err(invalid(format!("the content type is {content_type:?}: gRPC requests have application/grpc")));
     }
     let left = headers.remove(timeout::NAME).map(|value| timeout::read(&value)).transpose().map_err(invalid)?;
+    let hops = hops::read(&headers).map_err(invalid)?;
     let namespace = text(&headers, &NAMESPACE)?;
     let idempotent = match &*text(&headers, &IDEMPOTENT)? {
         "" | "false" => false,
@@ -39,7 +40,9 @@ pub(super) fn call(head: Parts, caller: Caller, now: Instant) -> Result<Call, Er
         other => return Err(invalid(format!("{IDEMPOTENT} is {other:?}: use true or false"))),
     };
     let path = uri.path().to_owned();
-    let mut call = Call::new(uri, headers, caller)
+    let call = Call::new(uri, headers, caller);
+    let mut call = call
+        .map(|call| call.after(hops))
         .ok_or_else(|| invalid(format!("the path is {path:?}: gRPC paths are /package.Service/Method")))?;
     // Hours in 8 digits may be more than a clock holds: then there is no deadline to speak of.
     call.deadline = left.and_then(|left| now.checked_add(left));

@@ -20,19 +20,27 @@ const VERSIONS: [&str; 2] = ["v1", "v1alpha"];
 /// Bytes of a message's head: whether it is compressed, and its length.
 const HEAD_BYTES: usize = 5;
 
-/// Puts one question to an instance of `grpc_service`.
+/// A question about a service, for one of its instances.
+pub struct Question {
+    /// Who asks.
+    pub caller: Caller,
+    /// How often the question has gone through Weft before.
+    pub hops: u32,
+    /// Of the service; empty: "default".
+    pub namespace: String,
+    /// The service's full gRPC name.
+    pub grpc_service: String,
+    /// What is asked, by reflection's own protocol.
+    pub request: ServerReflectionRequest,
+}
+
+/// Puts one question to an instance.
 ///
 /// # Errors
 /// It could not be asked, or answers no reflection (FAILED_PRECONDITION).
-pub async fn ask(
-    calls: &Calls,
-    caller: Caller,
-    namespace: String,
-    grpc_service: String,
-    question: &ServerReflectionRequest,
-    patience: Duration,
-) -> Result<ServerReflectionResponse, Error> {
-    let body = framed(question);
+pub async fn ask(calls: &Calls, question: Question, patience: Duration) -> Result<ServerReflectionResponse, Error> {
+    let Question { caller, hops, namespace, grpc_service, request } = question;
+    let body = framed(&request);
     for version in VERSIONS {
         let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
         let headers = HeaderMap::from_iter([
@@ -41,6 +49,7 @@ pub async fn ask(
         ]);
         let uri = Uri::try_from(path).map_err(|_| internal("a path"))?;
         let mut call = Call::new(uri, headers, caller.clone()).ok_or_else(|| internal("a gRPC path"))?;
+        call = call.after(hops);
         call.namespace = namespace.clone();
         call.deadline = Some(Instant::now() + patience);
         // It only reads.

@@ -258,6 +258,29 @@ async fn a_client_that_does_not_read_stops_the_instance() {
     until(|| instance.cut() == 1 && node.calls.metrics().open.get() == 0).await;
 }
 
+#[tokio::test]
+async fn a_call_that_comes_back_ends_as_a_loop() {
+    let (net, node) = world(&[80], &[]).await;
+    node.answer_at(&net, 80);
+    let client = node.client().await;
+    let answer = call(&client, request("Unary"), "x").await.expect("answered");
+    assert_eq!((answer.code(), answer.status().code()), (ErrorCode::Loop, tonic::Code::FailedPrecondition));
+    assert!(answer.status().message().contains("t.Echo"), "{:?}", answer.status());
+    let (made, hops_max) = (node.calls.metrics().calls.get_or_create_owned(&label()).get(), 8);
+    assert_eq!(made, hops_max, "it was not made again");
+
+    // A program that passes metadata on brings it back, too, and goes on.
+    let (net, node) = world(&[80], &[]).await;
+    let (instance, client) = (Instance::start(&net, 80), node.client().await);
+    let mut passed_on = request("Unary");
+    passed_on.headers_mut().insert("weft-hops", HeaderValue::from_static("7"));
+    call(&client, passed_on, "x").await.expect("answered");
+    assert_eq!(instance.seen.lock().expect("no panic").headers["weft-hops"], "8");
+    let mut wrong = request("Unary");
+    wrong.headers_mut().insert("weft-hops", HeaderValue::from_static("many"));
+    assert_eq!(call(&client, wrong, "x").await.expect("answered").code(), ErrorCode::InvalidArgument);
+}
+
 /// Two nodes with a link; the instance is at home on the second.
 async fn pair(home: u64) -> (Arc<MemoryNet>, Node, Node) {
     let (ca, net) = (world::authority(), MemoryNet::new());

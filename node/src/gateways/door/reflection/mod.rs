@@ -22,6 +22,7 @@ use tonic_reflection::pb::v1alpha::server_reflection_server as alpha_server;
 use tonic_reflection::pb::v1alpha::server_reflection_server::ServerReflectionServer as AlphaServer;
 use weft_cluster::caller::Caller;
 use weft_cluster::view::ClusterView;
+use weft_proto::v1::ErrorCode;
 
 use self::descriptors::Descriptors;
 use super::health;
@@ -32,6 +33,8 @@ use crate::wire;
 pub struct Question {
     /// Who asks.
     pub caller: Caller,
+    /// How often the question has gone through Weft before.
+    pub hops: u32,
     /// Of the service.
     pub namespace: String,
     /// The service's full gRPC name.
@@ -92,15 +95,22 @@ impl Reflection {
 struct Conversation {
     reflection: Reflection,
     caller: Caller,
+    hops: u32,
     namespace: String,
     /// The service whose instance answered last: a file, or a type, is asked of it.
     last: Option<String>,
 }
 
 impl Conversation {
-    fn new<T>(reflection: &Reflection, request: &Request<T>) -> Conversation {
-        let caller = wire::caller(request);
-        Conversation { reflection: reflection.clone(), caller, namespace: health::namespace(request), last: None }
+    fn new<T>(reflection: &Reflection, request: &Request<T>) -> Result<Conversation, Status> {
+        let wrong = |message| wire::status(wire::error(ErrorCode::InvalidArgument, message));
+        Ok(Conversation {
+            reflection: reflection.clone(),
+            caller: wire::caller(request),
+            hops: wire::hops::read(request.metadata().as_ref()).map_err(wrong)?,
+            namespace: health::namespace(request),
+            last: None,
+        })
     }
 
     async fn answer(&mut self, request: ServerReflectionRequest) -> ServerReflectionResponse {
@@ -174,6 +184,7 @@ impl Conversation {
     ) -> Result<MessageResponse, Status> {
         let question = Question {
             caller: self.caller.clone(),
+            hops: self.hops,
             namespace: self.namespace.clone(),
             grpc_service: grpc_service.clone(),
             request: request.clone(),
@@ -189,6 +200,7 @@ fn found(file: &[u8]) -> MessageResponse {
 }
 
 type Answers<T> = BoxStream<'static, Result<T, Status>>;
+type Answer<T> = Result<Response<Answers<T>>, Status>;
 
 /// Answers one question after the other.
 fn converse<Q: Send + 'static, A: Send + 'static>(
@@ -196,8 +208,8 @@ fn converse<Q: Send + 'static, A: Send + 'static>(
     request: Request<Streaming<Q>>,
     question: fn(Q) -> Result<ServerReflectionRequest, Status>,
     answer: fn(ServerReflectionResponse) -> Result<A, Status>,
-) -> Response<Answers<A>> {
-    let conversation = Conversation::new(reflection, &request);
+) -> Answer<A> {
+    let conversation = Conversation::new(reflection, &request)?;
     let next = move |(mut conversation, mut questions): (Conversation, Streaming<Q>)| async move {
         let asked = match questions.message().await.transpose()?.and_then(question) {
             Ok(asked) => asked,
@@ -207,7 +219,7 @@ fn converse<Q: Send + 'static, A: Send + 'static>(
         Some((answer(answered), (conversation, questions)))
     };
     let answers = stream::unfold((conversation, request.into_inner()), next);
-    Response::new(answers.take_until(reflection.stop.clone().cancelled_owned()).boxed())
+    Ok(Response::new(answers.take_until(reflection.stop.clone().cancelled_owned()).boxed()))
 }
 
 #[tonic::async_trait]
@@ -218,7 +230,7 @@ impl server_reflection_server::ServerReflection for Reflection {
         &self,
         request: Request<Streaming<ServerReflectionRequest>>,
     ) -> Result<Response<Self::ServerReflectionInfoStream>, Status> {
-        Ok(converse(self, request, Ok, Ok))
+        converse(self, request, Ok, Ok)
     }
 }
 
@@ -230,7 +242,7 @@ impl alpha_server::ServerReflection for Reflection {
         &self,
         request: Request<Streaming<v1alpha::ServerReflectionRequest>>,
     ) -> Result<Response<Self::ServerReflectionInfoStream>, Status> {
-        Ok(converse(self, request, |question| recast(&question), |answer| recast(&answer)))
+        converse(self, request, |question| recast(&question), |answer| recast(&answer))
     }
 }
 

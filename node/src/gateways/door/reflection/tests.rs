@@ -34,7 +34,7 @@ fn conversation() -> (Conversation, Asked) {
     });
     let (_, view) = watch::channel(Arc::new(view));
     let reflection = Reflection::new(view, ask, CancellationToken::new()).expect("good descriptors");
-    (Conversation::new(&reflection, &Request::new(())), asked)
+    (Conversation::new(&reflection, &Request::new(())).expect("no bad metadata"), asked)
 }
 
 async fn ask(conversation: &mut Conversation, question: MessageRequest) -> MessageResponse {

@@ -1,0 +1,184 @@
+//! Instances: what they do depends on the method that is called.
+
+use std::sync::{Arc, Mutex};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use tokio::io::{AsyncWriteExt, DuplexStream};
+
+use super::MemoryNet;
+use super::client::put;
+
+/// What an instance has seen and done.
+#[derive(Default)]
+pub(in crate::gateways::proxy::tests) struct Seen {
+    /// Calls whose head has come.
+    pub(in crate::gateways::proxy::tests) calls: usize,
+    /// Calls that were cut off.
+    pub(in crate::gateways::proxy::tests) cut: usize,
+    pub(in crate::gateways::proxy::tests) headers: HeaderMap,
+    pub(in crate::gateways::proxy::tests) uri: String,
+}
+
+/// An instance: `behave` serves each of its connections.
+pub(in crate::gateways::proxy::tests) struct Instance {
+    pub(in crate::gateways::proxy::tests) seen: Arc<Mutex<Seen>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Instance {
+    /// Speaks HTTP/2; what it does depends on the method.
+    pub(in crate::gateways::proxy::tests) fn start(net: &MemoryNet, port: u16) -> Instance {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let (mut taken, shared) = (net.take(port), seen.clone());
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Some(io) = taken.recv().await {
+                connections.spawn(speak(io, shared.clone()));
+            }
+        });
+        Instance { seen, task }
+    }
+
+    /// Takes connections and does something else with their bytes.
+    pub(in crate::gateways::proxy::tests) fn other(
+        net: &MemoryNet,
+        port: u16,
+        says: Option<&'static [u8]>,
+    ) -> Instance {
+        let mut taken = net.take(port);
+        let task = tokio::spawn(async move {
+            let mut kept = Vec::new();
+            while let Some(mut io) = taken.recv().await {
+                if let Some(says) = says {
+                    let _ = io.write_all(says).await;
+                }
+                kept.push(io);
+            }
+        });
+        Instance { seen: Arc::default(), task }
+    }
+
+    pub(in crate::gateways::proxy::tests) fn calls(&self) -> usize {
+        self.seen.lock().expect("no panic").calls
+    }
+
+    pub(in crate::gateways::proxy::tests) fn cut(&self) -> usize {
+        self.seen.lock().expect("no panic").cut
+    }
+
+    /// Gone, with all its connections.
+    pub(in crate::gateways::proxy::tests) fn kill(&self) {
+        self.task.abort();
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn speak(io: DuplexStream, seen: Arc<Mutex<Seen>>) {
+    let Ok(mut connection) = h2::server::Builder::new().max_concurrent_streams(1_000).handshake::<_, Bytes>(io).await
+    else {
+        return;
+    };
+    let mut calls = tokio::task::JoinSet::new();
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
+        match &*method {
+            // The connection ends with the call under way.
+            "Vanish" => return note(&seen, &request),
+            "Leave" => {
+                connection.graceful_shutdown();
+            }
+            _ => {}
+        }
+        calls.spawn(answer(method, request, respond, seen.clone()));
+    }
+}
+
+fn note(seen: &Mutex<Seen>, request: &Request<h2::RecvStream>) {
+    let mut seen = seen.lock().expect("no panic");
+    seen.calls += 1;
+    seen.headers = request.headers().clone();
+    seen.uri = request.uri().to_string();
+}
+
+async fn answer(
+    method: String,
+    request: Request<h2::RecvStream>,
+    mut respond: h2::server::SendResponse<Bytes>,
+    seen: Arc<Mutex<Seen>>,
+) {
+    if method == "Refuse" && seen.lock().expect("no panic").calls == 0 {
+        seen.lock().expect("no panic").calls += 1;
+        return respond.send_reset(h2::Reason::REFUSED_STREAM);
+    }
+    note(&seen, &request);
+    let mut body = request.into_body();
+    let mut head = Response::new(());
+    head.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    head.headers_mut().insert("answer-bin", HeaderValue::from_static("AAEC"));
+    match &*method {
+        "Reset" => return respond.send_reset(h2::Reason::ENHANCE_YOUR_CALM),
+        "Silent" => {
+            let reset = std::future::poll_fn(|context| respond.poll_reset(context)).await;
+            seen.lock().expect("no panic").cut += usize::from(reset.is_ok());
+            return;
+        }
+        "Status" => {
+            head.headers_mut().insert("grpc-status", HeaderValue::from_static("5"));
+            head.headers_mut().insert("grpc-status-details-bin", HeaderValue::from_static("CAU"));
+            let _ = respond.send_response(head, true);
+            return;
+        }
+        _ => {}
+    }
+    if method == "Unary" {
+        let mut whole = BytesMut::new();
+        while let Some(Ok(data)) = body.data().await {
+            let _ = body.flow_control().release_capacity(data.len());
+            whole.extend_from_slice(&data);
+        }
+        let mut send = respond.send_response(head, false).expect("the proxy is there");
+        return put(&mut send, whole.freeze()).await.map_or((), |()| finish(&mut send));
+    }
+    // Everything else echoes as it comes.
+    let mut send = respond.send_response(head, false).expect("the proxy is there");
+    if method == "Pour" || method == "Late" {
+        if method == "Late" {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        for _ in 0..20 {
+            if put(&mut send, Bytes::from(vec![b'x'; 10_000])).await.is_none() {
+                return;
+            }
+        }
+        return finish(&mut send);
+    }
+    if method == "Half" {
+        let _ = put(&mut send, Bytes::from_static(b"half")).await;
+        return send.send_reset(h2::Reason::INTERNAL_ERROR);
+    }
+    loop {
+        match body.data().await {
+            Some(Ok(data)) => {
+                let _ = body.flow_control().release_capacity(data.len());
+                if put(&mut send, data).await.is_none() {
+                    break;
+                }
+            }
+            Some(Err(_)) => break,
+            None => return finish(&mut send),
+        }
+    }
+    seen.lock().expect("no panic").cut += 1;
+}
+
+fn finish(send: &mut h2::SendStream<Bytes>) {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let _ = send.send_trailers(trailers);
+}
