@@ -23,6 +23,7 @@ use weft_proto::v1::events_server::EventsServer;
 
 use crate::config::Config;
 use crate::drivers::calls::{self, Calls};
+use crate::drivers::endpoint::Dialer;
 use crate::drivers::forward::Forward;
 use crate::drivers::gossip::Gossip;
 use crate::drivers::instances::Instances;
@@ -152,11 +153,13 @@ impl Node {
             tasks.clone(),
         );
         rafts.serve(shards.clone()).await.context("start the shards")?;
+        let dialer = Dialer::new(host.clone(), &config.calls.tls_ca).map_err(anyhow::Error::msg)?;
         let instances = Instances::start(
             host.clone(),
             tasks.clone(),
             registry.clone(),
             links.clone(),
+            dialer.clone(),
             doors.listening(bind),
             config.instances.clone(),
         );
@@ -169,11 +172,11 @@ impl Node {
             host: host.clone(),
             tasks: tasks.clone(),
             links: links.clone(),
+            dialer,
             view: view.clone(),
             config: config.calls.clone(),
             failed: Arc::new(move |id, reason: &str| told.failed(id, reason)),
-        })
-        .map_err(anyhow::Error::msg)?;
+        });
         let peer = Peer::new(rafts.clone(), shards.clone(), gossip.clone(), instances.clone(), calls.clone());
         links.serve(Arc::new(peer));
 

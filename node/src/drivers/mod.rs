@@ -1,6 +1,7 @@
 //! Code that does I/O. Drivers take decisions from `weft-cluster` and never import gateways.
 
 pub mod calls;
+pub mod endpoint;
 pub mod forward;
 pub mod gossip;
 pub mod instances;

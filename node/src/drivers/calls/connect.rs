@@ -1,7 +1,6 @@
-//! Opens an HTTP/2 connection to an instance: name, TCP, TLS if it wants it, and a first answer, so that no call is
-//! sent to what takes connections and says nothing.
+//! Opens an HTTP/2 connection to an instance and waits for a first answer, so that no call is sent to what takes
+//! connections and says nothing.
 
-use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,12 +10,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_rustls::TlsConnector;
-use weft_proto::internal::v1::InstanceRecord;
 
-use super::{CallsConfig, Shared, tls};
+use super::{CallsConfig, Shared};
+use crate::drivers::endpoint::{Endpoint, Speaks};
 use crate::host::Io;
 
 /// All headers of one answer together.
@@ -24,52 +21,11 @@ const HEADER_BYTES_MAX: u32 = 64 << 10;
 /// The largest HTTP/2 frame taken from an instance.
 const FRAME_BYTES_MAX: u32 = 128 << 10;
 
-/// Where an instance is, and how it is spoken to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Endpoint {
-    pub(super) address: String,
-    pub(super) tls: bool,
-    pub(super) tls_ca_pem: String,
-    /// Empty: the host of `address`.
-    pub(super) tls_name: String,
-}
-
 /// A connection that is up.
 pub(super) struct Opened {
     pub(super) sender: SendRequest<Bytes>,
     pub(super) connection: h2::client::Connection<Counted, Bytes>,
     pub(super) written: Arc<AtomicU64>,
-}
-
-impl Endpoint {
-    pub(super) fn of(instance: &InstanceRecord) -> Endpoint {
-        Endpoint {
-            address: instance.address.clone(),
-            tls: instance.tls,
-            tls_ca_pem: instance.tls_ca_pem.clone(),
-            tls_name: instance.tls_name.clone(),
-        }
-    }
-
-    pub(super) fn is_of(&self, instance: &InstanceRecord) -> bool {
-        self.address == instance.address
-            && self.tls == instance.tls
-            && self.tls_ca_pem == instance.tls_ca_pem
-            && self.tls_name == instance.tls_name
-    }
-
-    fn server_name(&self) -> Result<ServerName<'static>, String> {
-        let host = self.address.rsplit_once(':').map_or(&*self.address, |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let name = if self.tls_name.is_empty() { host } else { &self.tls_name };
-        ServerName::try_from(name.to_owned()).map_err(|_| format!("`{name}` is no name that a certificate can have"))
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "instance {}{}", self.address, if self.tls { " (TLS)" } else { "" })
-    }
 }
 
 /// Opens a connection within `calls.connect_timeout`.
@@ -83,29 +39,8 @@ pub(super) async fn open(endpoint: &Endpoint, shared: &Shared) -> Result<Opened,
 }
 
 async fn open_now(endpoint: &Endpoint, shared: &Shared) -> Result<Opened, String> {
-    let io = connect(endpoint, shared).await?;
-    let io: Box<dyn Io> = match endpoint.tls {
-        true => {
-            let config = tls::config(endpoint, &shared.tls_roots)?;
-            let connecting = TlsConnector::from(config).connect(endpoint.server_name()?, io);
-            Box::new(connecting.await.map_err(|error| format!("TLS: {error}"))?)
-        }
-        false => io,
-    };
+    let io = shared.dialer.open(endpoint, Speaks::Http2).await?;
     greet(io, &shared.config).await.map_err(|reason| format!("it does not speak HTTP/2: {reason}"))
-}
-
-async fn connect(endpoint: &Endpoint, shared: &Shared) -> Result<Box<dyn Io>, String> {
-    let address = &endpoint.address;
-    let found = shared.host.resolve(address).await.map_err(|error| format!("look up {address}: {error}"))?;
-    let mut reason = format!("{address} has no address");
-    for address in found {
-        match shared.host.connect(address).await {
-            Ok(connection) => return Ok(connection.io),
-            Err(error) => reason = format!("connect to {address}: {error}"),
-        }
-    }
-    Err(reason)
 }
 
 /// The handshake, and a ping that must be answered: only what speaks HTTP/2 does. Its answer comes after the

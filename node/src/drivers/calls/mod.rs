@@ -18,7 +18,6 @@ mod relay;
 mod remote;
 mod rotation;
 mod serve;
-mod tls;
 mod whole;
 
 use std::collections::BTreeMap;
@@ -26,7 +25,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustls::RootCertStore;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use weft_cluster::ids::{InstanceId, NodeId};
@@ -43,6 +41,7 @@ pub use metrics::{Metrics, ServiceLabel};
 pub use pool::OnFailed;
 pub use whole::Whole;
 
+use crate::drivers::endpoint::Dialer;
 use crate::drivers::link::Links;
 use crate::host::{Host, Tasks};
 use body::Opening;
@@ -60,6 +59,8 @@ pub struct Parts {
     /// Where its tasks run.
     pub tasks: Tasks,
     /// The way to other nodes.
+    /// The way to instances.
+    pub dialer: Dialer,
     pub links: Links,
     /// Who is there, and who serves what.
     pub view: watch::Receiver<Arc<ClusterView>>,
@@ -89,26 +90,21 @@ struct Inner {
 
 /// What connections need.
 struct Shared {
-    host: Arc<dyn Host>,
+    dialer: Dialer,
     tasks: Tasks,
     config: CallsConfig,
     metrics: Metrics,
-    tls_roots: Arc<RootCertStore>,
     failed: OnFailed,
 }
 
 impl Calls {
     /// Starts the driver.
-    ///
-    /// # Errors
-    /// `calls.tls_ca` is not readable: one sentence that names it.
-    pub fn start(parts: Parts) -> Result<Calls, String> {
-        let Parts { host, tasks, links, view, config, failed } = parts;
-        let tls_roots = Arc::new(tls::roots(&*host.disk(), &config.tls_ca)?);
+    pub fn start(parts: Parts) -> Calls {
+        let Parts { host, tasks, links, dialer, view, config, failed } = parts;
         let metrics = Metrics::default();
         let dice = AtomicU64::new(host.random_id());
         let rotations = Rotations::new(config.clone(), metrics.clone());
-        let shared = Arc::new(Shared { host, tasks: tasks.clone(), config, metrics, tls_roots, failed });
+        let shared = Arc::new(Shared { dialer, tasks: tasks.clone(), config, metrics, failed });
         let inner = Inner {
             me: links.me().id,
             shared,
@@ -122,7 +118,7 @@ impl Calls {
         };
         let calls = Calls { inner: Arc::new(inner) };
         tasks.spawn("calls sweep", calls.clone().sweep());
-        Ok(calls)
+        calls
     }
 
     /// What it counts.

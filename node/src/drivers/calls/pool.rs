@@ -13,8 +13,9 @@ use weft_proto::internal::v1::InstanceRecord;
 use weft_proto::v1::ErrorCode;
 
 use super::Shared;
-use super::connect::{self, Endpoint};
+use super::connect;
 use super::failure::Failure;
+use crate::drivers::endpoint::Endpoint;
 
 /// The connections to one instance.
 pub(super) struct Pool {

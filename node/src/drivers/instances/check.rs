@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::InvalidUri;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
-use tonic::transport::Endpoint;
+use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -13,14 +14,26 @@ use weft_cluster::registry::limits::CHECK_TIMEOUT_MS_DEFAULT;
 use weft_proto::internal::v1::InstanceRecord;
 use weft_proto::v1::health_check::Kind;
 
-use crate::host::{Host, Io};
+use crate::drivers::endpoint::{Dialer, Endpoint, Speaks};
+use crate::host::Io;
 
 /// Checks an instance as its record says, within its own timeout.
 ///
 /// # Errors
 /// One sentence: why it may not be called.
-pub(super) async fn check(host: &dyn Host, record: &InstanceRecord) -> Result<(), String> {
-    over(connect(host, &record.address), record).await
+pub(super) async fn check(dialer: &Dialer, record: &InstanceRecord) -> Result<(), String> {
+    over(dialer.open(&Endpoint::of(record), speaks(record)), record).await
+}
+
+fn speaks(record: &InstanceRecord) -> Speaks {
+    match kind(record) {
+        Some(Kind::HttpPath(_)) => Speaks::Http1,
+        Some(Kind::GrpcService(_) | Kind::Tcp(_)) | None => Speaks::Http2,
+    }
+}
+
+fn kind(record: &InstanceRecord) -> Option<&Kind> {
+    record.check.as_ref().and_then(|check| check.kind.as_ref())
 }
 
 async fn over(
@@ -38,32 +51,21 @@ async fn attempt(
     record: &InstanceRecord,
 ) -> Result<(), String> {
     let io = connecting.await?;
-    // What is asked inside TLS needs the instance's own trust: that it takes connections has to do for it.
-    if record.tls {
-        return Ok(());
-    }
-    match record.check.as_ref().and_then(|check| check.kind.as_ref()) {
+    match kind(record) {
         Some(Kind::GrpcService(service)) => grpc(io, record, service).await,
         Some(Kind::HttpPath(path)) => http(io, record, path).await,
         Some(Kind::Tcp(_)) | None => Ok(()),
     }
 }
 
-async fn connect(host: &dyn Host, address: &str) -> Result<Box<dyn Io>, String> {
-    let found = host.resolve(address).await.map_err(|error| format!("look up {address}: {error}"))?;
-    let mut reason = format!("{address} has no address");
-    for at in found {
-        match host.connect(at).await {
-            Ok(connection) => return Ok(connection.io),
-            Err(error) => reason = format!("connect to {at}: {error}"),
-        }
-    }
-    Err(reason)
-}
-
 /// grpc.health.v1.Health/Check.
 async fn grpc(io: Box<dyn Io>, record: &InstanceRecord, service: &str) -> Result<(), String> {
-    let endpoint = Endpoint::from_shared(format!("http://{}", record.address)).map_err(|error| error.to_string())?;
+    let said = |scheme: &str| format!("{scheme}://{}", record.address);
+    let mut endpoint = Channel::from_shared(said("http")).map_err(|error| error.to_string())?;
+    if record.tls {
+        // What is spoken over the connection is HTTP/2 either way; this is what requests say of themselves.
+        endpoint = endpoint.origin(said("https").parse().map_err(|error: InvalidUri| error.to_string())?);
+    }
     let mut io = Some(TokioIo::new(io));
     let once = tower::service_fn(move |_| {
         let io = io.take().ok_or_else(|| std::io::Error::other("the connection was lost"));

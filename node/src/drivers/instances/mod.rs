@@ -37,6 +37,7 @@ pub use metrics::Metrics;
 
 use watch::{Message, Watch};
 
+use super::endpoint::Dialer;
 use super::link::{Lane, Links};
 use super::registry::Registry;
 use crate::host::{Host, Tasks};
@@ -69,6 +70,7 @@ struct Inner {
     tasks: Tasks,
     registry: Registry,
     links: Links,
+    dialer: Dialer,
     me: NodeId,
     doors: Vec<SocketAddr>,
     config: InstancesConfig,
@@ -94,6 +96,7 @@ impl Instances {
         tasks: Tasks,
         registry: Registry,
         links: Links,
+        dialer: Dialer,
         doors: Vec<SocketAddr>,
         config: InstancesConfig,
     ) -> Instances {
@@ -104,6 +107,7 @@ impl Instances {
             registry,
             me: links.me().id,
             links,
+            dialer,
             doors,
             registrations: Semaphore::new(config.registrations_max as usize),
             config,
@@ -152,7 +156,7 @@ impl Instances {
         let _turn = inner.registrations.acquire().await.expect("nobody closes this semaphore");
         let instance = put.instance.get_or_insert_default();
         self.check_address(&instance.address).await?;
-        let checked = check::check(&*inner.host, instance).await;
+        let checked = check::check(&inner.dialer, instance).await;
         if inner.leaving.load(Ordering::Acquire) {
             return Err(error(ErrorCode::NotReady, "this node is stopping: register at another one"));
         }

@@ -159,7 +159,7 @@ impl Watch {
         let record = self.home.record(id).cloned();
         inner.tasks.clone().spawn("instance check", async move {
             let result = match &record {
-                Some(record) => check::check(&*inner.host, record).await,
+                Some(record) => check::check(&inner.dialer, record).await,
                 // It went in the same turn; its check counts all the same.
                 None => Ok(()),
             };

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response};
-use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
 
 use super::MemoryNet;
 use super::client::put;
@@ -35,6 +36,21 @@ impl Instance {
             let mut connections = tokio::task::JoinSet::new();
             while let Some(io) = taken.recv().await {
                 connections.spawn(speak(io, shared.clone()));
+            }
+        });
+        Instance { seen, task }
+    }
+
+    /// The same over TLS.
+    pub(in crate::gateways::proxy::tests) fn secure(net: &MemoryNet, port: u16, acceptor: TlsAcceptor) -> Instance {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let (mut taken, shared) = (net.take(port), seen.clone());
+        let task = tokio::spawn(async move {
+            while let Some(io) = taken.recv().await {
+                // Who does not like the certificate ends it.
+                if let Ok(io) = acceptor.accept(io).await {
+                    tokio::spawn(speak(io, shared.clone()));
+                }
             }
         });
         Instance { seen, task }
@@ -79,7 +95,7 @@ impl Drop for Instance {
     }
 }
 
-async fn speak(io: DuplexStream, seen: Arc<Mutex<Seen>>) {
+async fn speak(io: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Mutex<Seen>>) {
     let Ok(mut connection) = h2::server::Builder::new().max_concurrent_streams(1_000).handshake::<_, Bytes>(io).await
     else {
         return;

@@ -25,6 +25,7 @@ pub(super) use instance::Instance;
 pub(super) use net::{MemoryNet, address};
 
 use crate::drivers::calls::{self, Calls, CallsConfig};
+use crate::drivers::endpoint::Dialer;
 use crate::drivers::link::{Inbound, Lane, LinkConfig, LinkStream, Links, Me, Parts};
 use crate::drivers::pki::{self, Authority};
 use crate::gateways::proxy::Proxy;
@@ -71,16 +72,15 @@ impl Node {
         let view = watch::Sender::new(Arc::new(view(NodeId(id), &[], &[])));
         let failed: Arc<Mutex<Vec<_>>> = Arc::default();
         let told = failed.clone();
-        let host: Arc<dyn Host> = net;
-        let started = Calls::start(calls::Parts {
-            tasks: Tasks::new(host.clone()),
+        let calls = Calls::start(calls::Parts {
+            dialer: Dialer::new(host.clone(), &config.tls_ca).expect("no file is named"),
+            tasks: tasks.clone(),
             host,
             links: links.clone(),
             view: view.subscribe(),
             config,
             failed: Arc::new(move |id, reason: &str| told.lock().expect("no panic").push((id, reason.to_owned()))),
         });
-        let calls = started.expect("it starts");
         links.serve(Arc::new(PeerDoor(calls.clone())));
         Node { calls, view, failed, links }
     }

@@ -7,7 +7,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig, RootCertStore};
 
-use super::connect::Endpoint;
+use super::{Endpoint, Speaks};
 use crate::host::{Disk, Open};
 
 /// The largest PEM file read.
@@ -40,11 +40,15 @@ fn trusted(pem: &[u8]) -> Result<RootCertStore, String> {
     if roots.is_empty() { Err("there is no certificate in it".into()) } else { Ok(roots) }
 }
 
-/// How an instance is spoken to: HTTP/2 over TLS, its certificate signed by its own CA or by `calls.tls_ca`.
+/// How an instance is spoken to over TLS, its certificate signed by its own CA or by one of `roots`.
 ///
 /// # Errors
 /// One sentence: what is wrong with its settings.
-pub(super) fn config(endpoint: &Endpoint, roots: &Arc<RootCertStore>) -> Result<Arc<ClientConfig>, String> {
+pub(super) fn config(
+    endpoint: &Endpoint,
+    roots: &Arc<RootCertStore>,
+    speaks: Speaks,
+) -> Result<Arc<ClientConfig>, String> {
     let roots = match endpoint.tls_ca_pem.is_empty() {
         true if roots.is_empty() => {
             return Err("nobody is trusted to sign its certificate: register it with tls_ca_pem, or set calls.tls_ca \
@@ -60,6 +64,9 @@ pub(super) fn config(endpoint: &Endpoint, roots: &Arc<RootCertStore>) -> Result<
         .map_err(|error| format!("TLS: {error}"))?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![match speaks {
+        Speaks::Http2 => b"h2".to_vec(),
+        Speaks::Http1 => b"http/1.1".to_vec(),
+    }];
     Ok(Arc::new(config))
 }
