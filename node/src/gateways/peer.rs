@@ -10,8 +10,8 @@ use weft_cluster::caller::Caller;
 use weft_cluster::ids::{InstanceId, NodeId, PartitionId, TopicId};
 use weft_proto::internal::v1::{
     ControlRequest, ControlResponse, DeliverRequest, DeliverResponse, Done, ForwardAnswer, ForwardAppend,
-    PartitionStats, PartitionStatsAnswer, control_request, control_response, deliver_request, deliver_response,
-    forward_answer,
+    PartitionStats, PartitionStatsAnswer, RenewLease, control_request, control_response, deliver_request,
+    deliver_response, forward_answer,
 };
 use weft_proto::v1::PackedFrame;
 
@@ -49,7 +49,7 @@ impl Peer {
         let request = ControlRequest::decode(body).map_err(|error| unreadable("control request", &error))?;
         let response = match &request.request {
             Some(control_request::Request::PartitionStats(refs)) => self.stats(refs).await,
-            Some(control_request::Request::RenewLease(lease)) => self.renew(InstanceId(lease.instance)).await,
+            Some(control_request::Request::RenewLease(lease)) => self.renew(lease).await,
             _ => self.rafts.control(from, request).await,
         };
         Ok(vec![response.encode_to_vec().into()])
@@ -59,12 +59,14 @@ impl Peer {
         let id =
             |of: &weft_proto::internal::v1::PartitionRef| PartitionId { topic: TopicId(of.topic), index: of.partition };
         let partitions: Vec<_> = refs.partitions.iter().map(id).collect();
-        let answer = PartitionStatsAnswer { stats: self.shards.stats(&partitions).await };
+        let caller = Caller::from_wire(refs.caller.clone());
+        let answer = PartitionStatsAnswer { stats: self.shards.stats(&caller, &partitions).await };
         ControlResponse { response: Some(control_response::Response::PartitionStats(answer)) }
     }
 
-    async fn renew(&self, id: InstanceId) -> ControlResponse {
-        let response = match self.instances.renew_here(id).await {
+    async fn renew(&self, lease: &RenewLease) -> ControlResponse {
+        let caller = Caller::from_wire(lease.caller.clone());
+        let response = match self.instances.renew_here(&caller, InstanceId(lease.instance)).await {
             Ok(()) => control_response::Response::Done(Done {}),
             Err(refusal) => control_response::Response::Error(refusal),
         };

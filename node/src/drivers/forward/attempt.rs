@@ -86,7 +86,7 @@ impl Forward {
 
     /// Offsets, sizes and cursors of partitions, from their owners, who show all that was committed before the call.
     /// Those whose owner did not answer, or could not be sure that it still is the owner, are left out.
-    pub async fn stats(&self, partitions: &[PartitionId], patience: Duration) -> Vec<PartitionStat> {
+    pub async fn stats(&self, caller: &Caller, partitions: &[PartitionId], patience: Duration) -> Vec<PartitionStat> {
         let view = self.view();
         let mut by_owner = std::collections::BTreeMap::<NodeId, Vec<PartitionId>>::new();
         for partition in partitions {
@@ -94,12 +94,14 @@ impl Forward {
                 by_owner.entry(owner.node).or_default().push(*partition);
             }
         }
-        let ask = by_owner.into_iter().map(|(node, partitions)| self.stats_of(view.me, node, partitions, patience));
+        let ask =
+            by_owner.into_iter().map(|(node, partitions)| self.stats_of(caller, view.me, node, partitions, patience));
         futures::future::join_all(ask).await.into_iter().flatten().collect()
     }
 
     async fn stats_of(
         &self,
+        caller: &Caller,
         me: NodeId,
         node: NodeId,
         partitions: Vec<PartitionId>,
@@ -107,10 +109,13 @@ impl Forward {
     ) -> Vec<PartitionStat> {
         if node == me {
             // Too late is as good as no answer, as it is from another node.
-            return tokio::time::timeout(patience, self.inner.shards.stats(&partitions)).await.unwrap_or_default();
+            return tokio::time::timeout(patience, self.inner.shards.stats(caller, &partitions))
+                .await
+                .unwrap_or_default();
         }
         let refs = partitions.iter().map(|id| PartitionRef { topic: id.topic.0, partition: id.index }).collect();
-        let request = control_request::Request::PartitionStats(PartitionStats { partitions: refs });
+        let stats = PartitionStats { partitions: refs, caller: caller.to_wire() };
+        let request = control_request::Request::PartitionStats(stats);
         let body = ControlRequest { request: Some(request) }.encode_to_vec();
         let answer = self.inner.links.request(node, Lane::Control, vec![body.into()], patience).await;
         match answer.map(ControlResponse::decode) {

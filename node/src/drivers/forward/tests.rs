@@ -225,7 +225,7 @@ async fn events_are_stored_once_read_by_observers_and_handled_by_groups_across_a
     let numbers: Vec<Bytes> = (0..40u64).map(|number| number.to_string().into()).collect();
     assert_eq!(seen.values().collect::<Vec<_>>(), vec![&numbers]);
     let partitions: Vec<_> = (0..4).map(|index| PartitionId { topic, index }).collect();
-    let ends = node1.forward.stats(&partitions, PATIENCE).await;
+    let ends = node1.forward.stats(&Caller::anonymous(), &partitions, PATIENCE).await;
     assert_eq!(ends.len(), 4, "a majority of one confirms its owner");
     assert_eq!(ends.iter().map(|stat| stat.end_offset).sum::<u64>(), 40);
     let group = node1.group(topic).await;

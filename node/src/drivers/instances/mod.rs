@@ -187,11 +187,11 @@ impl Instances {
         }
     }
 
-    /// Keeps an instance's lease, at its home; returns the lease's time in milliseconds, 0 if it has none.
+    /// Keeps an instance's lease for `caller`, at its home; returns the lease's time in milliseconds, 0 if it has none.
     ///
     /// # Errors
     /// `NOT_FOUND`: there is no such instance (any more). `NO_OWNER`: its home does not answer; it will get a new one.
-    pub async fn renew(&self, id: InstanceId) -> Result<u32, v1::Error> {
+    pub async fn renew(&self, caller: &Caller, id: InstanceId) -> Result<u32, v1::Error> {
         let inner = &self.inner;
         let known = inner.registry.state().instance(id).cloned();
         let known = match known {
@@ -201,10 +201,11 @@ impl Instances {
         };
         let instance = known.ok_or_else(|| gone(id))?;
         if instance.home == inner.me.0 {
-            self.renew_here(id).await?;
+            self.renew_here(caller, id).await?;
             return Ok(instance.ttl_ms);
         }
-        let request = ControlRequest { request: Some(Request::RenewLease(RenewLease { instance: id.0 })) };
+        let renew = RenewLease { instance: id.0, caller: caller.to_wire() };
+        let request = ControlRequest { request: Some(Request::RenewLease(renew)) };
         let home = NodeId(instance.home);
         let answer = inner.links.request(home, Lane::Control, vec![request.encode_to_vec().into()], RENEW_PATIENCE);
         let silent = |why: String| error(ErrorCode::NoOwner, format!("the home node of instance {id}: {why}"));
@@ -220,8 +221,9 @@ impl Instances {
     ///
     /// # Errors
     /// `NOT_FOUND`: it has none here, or it has run out. `NO_OWNER`: its home is another node now.
-    pub async fn renew_here(&self, id: InstanceId) -> Result<(), v1::Error> {
+    pub async fn renew_here(&self, caller: &Caller, id: InstanceId) -> Result<(), v1::Error> {
         let inner = &self.inner;
+        tracing::trace!(%caller, instance = %id, "a lease is renewed");
         let moved = || error(ErrorCode::NoOwner, format!("instance {id} has another home node now"));
         match inner.registry.state().instance(id) {
             None => return Err(gone(id)),

@@ -346,7 +346,8 @@ impl Rafts {
                 Response::ReadIndex(ReadIndexAnswer { index })
             }
             Request::Transfer(transfer) => {
-                let epoch = self.transfer_here(RaftGroup(transfer.group), NodeId(transfer.to)).await?;
+                let caller = Caller::from_wire(transfer.caller);
+                let epoch = self.transfer_here(&caller, RaftGroup(transfer.group), NodeId(transfer.to)).await?;
                 Response::Transfer(TransferAnswer { epoch: epoch.0 })
             }
             Request::Leaving(_) => {
@@ -409,27 +410,28 @@ impl Rafts {
         }
     }
 
-    /// Hands this group's leadership to a node, wherever the leader is.
+    /// Hands this group's leadership to a node for `caller`, wherever the leader is.
     ///
     /// # Errors
     /// `NO_OWNER`: nobody is known to lead. `FAILED_PRECONDITION`: `to` has no voter or did not take over.
-    pub async fn transfer(&self, group: RaftGroup, to: NodeId) -> Result<Epoch, v1::Error> {
+    pub async fn transfer(&self, caller: &Caller, group: RaftGroup, to: NodeId) -> Result<Epoch, v1::Error> {
         let owner = match group.shard() {
             None => self.context.registry.leader(),
             Some(shard) => self.context.owners.subscribe().borrow().get(&shard).map(|owner| owner.node),
         };
         let owner = owner.ok_or_else(|| error(ErrorCode::NoOwner, format!("nobody is known to lead {group}")))?;
         if owner == self.context.me {
-            return self.transfer_here(group, to).await;
+            return self.transfer_here(caller, group, to).await;
         }
-        let request = Request::Transfer(Transfer { group: group.0, to: to.0 });
+        let request = Request::Transfer(Transfer { group: group.0, to: to.0, caller: caller.to_wire() });
         match self.context.ask(owner, request, CONTROL_PATIENCE * 2).await? {
             Response::Transfer(answer) => Ok(Epoch(answer.epoch)),
             _ => Err(error(ErrorCode::Internal, "the peer's answer cannot be read")),
         }
     }
 
-    async fn transfer_here(&self, id: RaftGroup, to: NodeId) -> Result<Epoch, v1::Error> {
+    async fn transfer_here(&self, caller: &Caller, id: RaftGroup, to: NodeId) -> Result<Epoch, v1::Error> {
+        tracing::info!(%caller, group = %id, %to, "a leadership is handed over as asked");
         let group = self.context.group(id).ok_or_else(|| error(ErrorCode::NotFound, format!("{id} is not here")))?;
         let name = self.context.registry.view().borrow().name_of(to);
         group.transfer(to).await.map_err(|failed| match failed {

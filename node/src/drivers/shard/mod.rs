@@ -214,11 +214,12 @@ impl Shards {
         }
     }
 
-    /// Offsets, sizes and cursors of partitions that this node owns; others are left out.
+    /// Offsets, sizes and cursors of partitions that this node owns, for `caller`; others are left out.
     ///
     /// They show all that was committed before the call: a majority of each shard confirms that this node still
     /// owns it (at most 500 ms), and those that none confirms are left out.
-    pub async fn stats(&self, partitions: &[PartitionId]) -> Vec<PartitionStat> {
+    pub async fn stats(&self, caller: &Caller, partitions: &[PartitionId]) -> Vec<PartitionStat> {
+        tracing::trace!(%caller, partitions = partitions.len(), "partitions are asked for");
         let view = self.inner.commons.view();
         let mut by_shard = BTreeMap::<ShardId, Vec<PartitionId>>::new();
         for partition in partitions {

@@ -198,7 +198,7 @@ async fn observe(
     let partitions = observed(&open, &topic)?;
     let start = StartAt::try_from(open.start)
         .map_err(|_| wire::error(ErrorCode::InvalidArgument, format!("start is {}; use 0 to 3", open.start)))?;
-    let stats = stats(events, &partitions).await?;
+    let stats = stats(events, &caller, &partitions).await?;
     let begin = |stat: &PartitionStat| match start {
         StartAt::Unspecified | StartAt::Now => stat.end_offset,
         StartAt::Earliest => stat.start_offset,
@@ -238,7 +238,7 @@ fn observed(open: &SubscribeOpen, topic: &TopicRecord) -> Result<Vec<PartitionId
 }
 
 /// The offsets of all these partitions, from their owners, waiting for those that are not known yet.
-async fn stats(events: &Events, partitions: &[PartitionId]) -> Result<Vec<PartitionStat>, Error> {
+async fn stats(events: &Events, caller: &Caller, partitions: &[PartitionId]) -> Result<Vec<PartitionStat>, Error> {
     let until = Instant::now() + events.inner.config.open_patience;
     let mut found = BTreeMap::new();
     loop {
@@ -250,7 +250,7 @@ async fn stats(events: &Events, partitions: &[PartitionId]) -> Result<Vec<Partit
             let message = format!("the owner of partition {} did not answer", missing[0].index);
             return Err(wire::error(ErrorCode::NoOwner, message));
         }
-        let stats = events.inner.forward.stats(&missing, STATS_PATIENCE).await;
+        let stats = events.inner.forward.stats(caller, &missing, STATS_PATIENCE).await;
         if stats.len() < missing.len() {
             tokio::time::sleep(STATS_PAUSE).await;
         }

@@ -35,7 +35,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Registers an instance; this node becomes its home.
     fn register<'a>(&'a self, caller: &'a Caller, put: PutInstance) -> Promise<'a, Result<InstanceRecord, v1::Error>>;
     /// Keeps a lease; its time in milliseconds.
-    fn renew(&self, id: InstanceId) -> Promise<'_, Result<u32, v1::Error>>;
+    fn renew<'a>(&'a self, caller: &'a Caller, id: InstanceId) -> Promise<'a, Result<u32, v1::Error>>;
     /// Takes an instance out.
     fn deregister<'a>(&'a self, caller: &'a Caller, id: InstanceId) -> Promise<'a, Result<(), v1::Error>>;
     /// Runs a registry command; a refusal is an `Err`.
@@ -62,8 +62,8 @@ impl Backend for Drivers {
         Box::pin(self.instances.register(caller, put))
     }
 
-    fn renew(&self, id: InstanceId) -> Promise<'_, Result<u32, v1::Error>> {
-        Box::pin(self.instances.renew(id))
+    fn renew<'a>(&'a self, caller: &'a Caller, id: InstanceId) -> Promise<'a, Result<u32, v1::Error>> {
+        Box::pin(self.instances.renew(caller, id))
     }
 
     fn deregister<'a>(&'a self, caller: &'a Caller, id: InstanceId) -> Promise<'a, Result<(), v1::Error>> {
@@ -168,8 +168,9 @@ impl services_server::Services for Services {
     }
 
     async fn renew_instance(&self, request: Request<v1::RenewInstanceRequest>) -> Answer<v1::RenewInstanceResponse> {
+        let caller = caller(&request);
         let id = InstanceId(request.into_inner().instance);
-        let renewed = self.backend.renew(id).await.map_err(status)?;
+        let renewed = self.backend.renew(&caller, id).await.map_err(status)?;
         Ok(Response::new(v1::RenewInstanceResponse { ttl_ms: renewed }))
     }
 

@@ -52,7 +52,7 @@ impl Backend for Fake {
         })
     }
 
-    fn renew(&self, id: InstanceId) -> Promise<'_, Result<u32, v1::Error>> {
+    fn renew<'a>(&'a self, _: &'a Caller, id: InstanceId) -> Promise<'a, Result<u32, v1::Error>> {
         let known = self.state.lock().expect("the lock").instance(id).map(|instance| instance.ttl_ms);
         Box::pin(async move { known.ok_or_else(|| error(ErrorCode::NotFound, "gone")) })
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use tonic::{Request, Response};
+use weft_cluster::caller::Caller;
 use weft_cluster::ids::{NodeId, ShardId};
 use weft_cluster::view::{ClusterView, MemberState};
 use weft_proto::internal::v1::ShardRecord;
@@ -13,7 +14,7 @@ use weft_proto::v1::{self, ErrorCode};
 
 use super::Status;
 use crate::telemetry::VERSION;
-use crate::wire::{error, status};
+use crate::wire::{caller, error, status};
 
 type Answer<T> = Result<Response<T>, tonic::Status>;
 
@@ -34,8 +35,9 @@ impl Cluster for Status {
     }
 
     async fn transfer_shard(&self, request: Request<v1::TransferShardRequest>) -> Answer<v1::TransferShardResponse> {
+        let caller = caller(&request);
         let v1::TransferShardRequest { shard, node } = request.into_inner();
-        self.transfer(ShardId(shard), &node).await.map(Response::new).map_err(status)
+        self.transfer(&caller, ShardId(shard), &node).await.map(Response::new).map_err(status)
     }
 
     type WatchMembersStream = BoxStream<'static, Result<v1::WatchMembersResponse, tonic::Status>>;
@@ -56,7 +58,12 @@ impl Cluster for Status {
 }
 
 impl Status {
-    async fn transfer(&self, shard: ShardId, name: &str) -> Result<v1::TransferShardResponse, v1::Error> {
+    async fn transfer(
+        &self,
+        caller: &Caller,
+        shard: ShardId,
+        name: &str,
+    ) -> Result<v1::TransferShardResponse, v1::Error> {
         let view = self.view();
         let total = view.registry.shards_total();
         if shard.0 >= total {
@@ -81,7 +88,7 @@ impl Status {
         if !view.usable(node) {
             return Err(error(ErrorCode::FailedPrecondition, format!("node {name:?} does not answer")));
         }
-        let epoch = self.backend.transfer(shard, node).await?;
+        let epoch = self.backend.transfer(caller, shard, node).await?;
         Ok(v1::TransferShardResponse { epoch: epoch.0 })
     }
 

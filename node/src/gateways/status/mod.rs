@@ -46,9 +46,14 @@ pub trait Backend: Send + Sync + 'static {
     /// A state of the registry that holds all that was committed before the call.
     fn read(&self, patience: Duration) -> Promise<'_, Result<Arc<State>, v1::Error>>;
     /// What the owners say of partitions; those that do not answer are left out.
-    fn stats<'a>(&'a self, partitions: &'a [PartitionId], patience: Duration) -> Promise<'a, Vec<PartitionStat>>;
+    fn stats<'a>(
+        &'a self,
+        caller: &'a Caller,
+        partitions: &'a [PartitionId],
+        patience: Duration,
+    ) -> Promise<'a, Vec<PartitionStat>>;
     /// Moves a shard's leadership.
-    fn transfer(&self, shard: ShardId, to: NodeId) -> Promise<'_, Result<Epoch, v1::Error>>;
+    fn transfer<'a>(&'a self, caller: &'a Caller, shard: ShardId, to: NodeId) -> Promise<'a, Result<Epoch, v1::Error>>;
 }
 
 /// The drivers of a node.
@@ -75,12 +80,17 @@ impl Backend for Drivers {
         Box::pin(self.registry.read(patience))
     }
 
-    fn stats<'a>(&'a self, partitions: &'a [PartitionId], patience: Duration) -> Promise<'a, Vec<PartitionStat>> {
-        Box::pin(self.forward.stats(partitions, patience))
+    fn stats<'a>(
+        &'a self,
+        caller: &'a Caller,
+        partitions: &'a [PartitionId],
+        patience: Duration,
+    ) -> Promise<'a, Vec<PartitionStat>> {
+        Box::pin(self.forward.stats(caller, partitions, patience))
     }
 
-    fn transfer(&self, shard: ShardId, to: NodeId) -> Promise<'_, Result<Epoch, v1::Error>> {
-        Box::pin(self.rafts.transfer(RaftGroup::of(shard), to))
+    fn transfer<'a>(&'a self, caller: &'a Caller, shard: ShardId, to: NodeId) -> Promise<'a, Result<Epoch, v1::Error>> {
+        Box::pin(self.rafts.transfer(caller, RaftGroup::of(shard), to))
     }
 }
 

@@ -65,7 +65,12 @@ impl Backend for Fake {
         Box::pin(async { Ok(Arc::new(self.state.lock().expect("the lock").clone())) })
     }
 
-    fn stats<'a>(&'a self, partitions: &'a [PartitionId], _: Duration) -> Promise<'a, Vec<PartitionStat>> {
+    fn stats<'a>(
+        &'a self,
+        _: &'a Caller,
+        partitions: &'a [PartitionId],
+        _: Duration,
+    ) -> Promise<'a, Vec<PartitionStat>> {
         Box::pin(async move {
             let mut silent = self.silent.lock().expect("the lock");
             if *silent > 0 {
@@ -86,7 +91,7 @@ impl Backend for Fake {
         })
     }
 
-    fn transfer(&self, shard: ShardId, to: NodeId) -> Promise<'_, Result<Epoch, v1::Error>> {
+    fn transfer<'a>(&'a self, _: &'a Caller, shard: ShardId, to: NodeId) -> Promise<'a, Result<Epoch, v1::Error>> {
         self.transfers.lock().expect("the lock").push((shard, to));
         Box::pin(async { Ok(Epoch(8)) })
     }

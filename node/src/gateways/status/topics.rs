@@ -25,7 +25,7 @@ impl Topics for Status {
     }
 
     async fn describe_topic(&self, request: Request<v1::DescribeTopicRequest>) -> Answer<v1::TopicDescription> {
-        self.describe(request.into_inner()).await.map(Response::new).map_err(status)
+        self.describe(&caller(&request), request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn list_topics(&self, request: Request<v1::ListTopicsRequest>) -> Answer<v1::ListTopicsResponse> {
@@ -51,17 +51,17 @@ impl Status {
         let pool = String::new();
         let command = Command::CreateTopic(CreateTopic { namespace, name, partitions, event_bytes_max, pool });
         let Outcome::Topic(record) = self.change(caller, command).await? else { return Err(unexpected()) };
-        self.settle(&record).await;
+        self.settle(caller, &record).await;
         Ok(topic(&record))
     }
 
     /// Waits until the owners serve the new partitions, so that a publish that follows need not. The topic is there
     /// in any case: a shard without an owner delays the answer, but does not turn it into an error.
-    async fn settle(&self, record: &TopicRecord) {
+    async fn settle(&self, caller: &Caller, record: &TopicRecord) {
         let mut missing = partitions(record);
         let asked = async {
             while !missing.is_empty() {
-                for stat in self.backend.stats(&missing.clone(), SETTLE_PATIENCE).await {
+                for stat in self.backend.stats(caller, &missing.clone(), SETTLE_PATIENCE).await {
                     missing.retain(|partition| partition.index != stat.partition);
                 }
                 if !missing.is_empty() {
@@ -74,7 +74,11 @@ impl Status {
         }
     }
 
-    async fn describe(&self, request: v1::DescribeTopicRequest) -> Result<v1::TopicDescription, v1::Error> {
+    async fn describe(
+        &self,
+        caller: &Caller,
+        request: v1::DescribeTopicRequest,
+    ) -> Result<v1::TopicDescription, v1::Error> {
         let v1::DescribeTopicRequest { name, namespace } = request;
         checks::topic(&namespace, &name)?;
         let view = self.view();
@@ -84,7 +88,7 @@ impl Status {
             registry = self.backend.read(READ_PATIENCE).await?;
         }
         let record = registry.topic(&namespace, &name).ok_or_else(|| unknown_topic(&namespace, &name))?;
-        let stats = self.backend.stats(&partitions(record), READ_PATIENCE).await;
+        let stats = self.backend.stats(caller, &partitions(record), READ_PATIENCE).await;
         let stats: BTreeMap<u32, PartitionStat> = stats.into_iter().map(|stat| (stat.partition, stat)).collect();
         let described = partitions(record).into_iter().map(|id| partition(&view, id, stats.get(&id.index)));
         Ok(v1::TopicDescription {
