@@ -53,9 +53,10 @@ impl Service {
         self.record.idempotent_methods.iter().any(listed)
     }
 
-    /// Whether it stays when its last instance goes.
+    /// Whether it stays when its last instance goes: something is set that a new one would not have.
     fn has_settings(&self) -> bool {
-        self.record.balance() != Balance::Unspecified || !self.record.idempotent_methods.is_empty()
+        let usual = matches!(self.record.balance(), Balance::Unspecified | Balance::LeastRequest);
+        !usual || !self.record.idempotent_methods.is_empty()
     }
 }
 
@@ -166,9 +167,7 @@ impl State {
         let service = self.services.get_mut(&instance.namespace).and_then(|it| it.get_mut(&instance.service));
         let service = service.expect("an instance's service is there while the instance is");
         service.instances.remove(&instance.address);
-        if service.instances.is_empty() && !service.has_settings() {
-            self.take_service(&instance.namespace, &instance.service);
-        }
+        self.end_service(&instance.namespace, &instance.service);
         DONE
     }
 
@@ -214,6 +213,7 @@ impl State {
             record.idempotent_methods = command.idempotent_methods.clone();
         }
         self.put_service(record.clone());
+        self.end_service(&record.namespace, &record.name);
         Ok(Outcome::Service(record))
     }
 
@@ -241,6 +241,14 @@ impl State {
         let service = service.expect("the service is put before its instances");
         service.instances.insert(instance.address.clone(), id);
         self.instances.insert(id, Arc::new(instance));
+    }
+
+    /// Takes a service out that nothing is left of.
+    fn end_service(&mut self, namespace: &str, name: &str) {
+        let left = |service: &Service| !service.instances.is_empty() || service.has_settings();
+        if !self.service(namespace, name).is_some_and(left) {
+            self.take_service(namespace, name);
+        }
     }
 
     fn take_service(&mut self, namespace: &str, name: &str) {

@@ -135,6 +135,29 @@ fn a_service_goes_with_its_last_instance_unless_it_has_settings() {
 }
 
 #[test]
+fn a_service_whose_settings_are_the_usual_ones_ends_with_its_last_instance() {
+    let mut log = Log::founded();
+    let set = |balance: Balance| {
+        Command::ConfigureService(ConfigureService {
+            service: "shop".into(),
+            balance: balance.into(),
+            ..Default::default()
+        })
+    };
+    let id = log.put("shop", &["shop.Cart"], "h:1");
+    log.ok(set(Balance::LeastRequest));
+    log.ok(remove(id, 0));
+    assert!(log.0.service("", "shop").is_none());
+
+    let id = log.put("shop", &["shop.Cart"], "h:1");
+    log.ok(set(Balance::Random));
+    log.ok(remove(id, 0));
+    assert!(log.0.service("", "shop").is_some());
+    log.ok(set(Balance::LeastRequest));
+    assert!(log.0.service("", "shop").is_none() && log.0.service_of_grpc("", "shop.Cart").is_none());
+}
+
+#[test]
 fn a_grpc_name_belongs_to_one_service() {
     let mut log = Log::founded();
     log.put("shop", &["shop.Cart"], "h:1");
