@@ -2,9 +2,18 @@
 
 use super::limits::{EVENT_BYTES_MAX, NAME_CHARS_MAX, NAMESPACE_DEFAULT, PARTITIONS_MAX, SERVICE_CHARS_MAX};
 
+/// Characters of a wrong text that a message shows.
+const SHOWN_CHARS_MAX: usize = 64;
+
 /// The namespace meant: an empty one stands for "default".
 pub fn namespace_or_default(namespace: &str) -> &str {
     if namespace.is_empty() { NAMESPACE_DEFAULT } else { namespace }
+}
+
+/// What a message shows of a text that may be long: its beginning, in quotes.
+pub fn shown(text: &str) -> String {
+    let cut: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+    if cut.len() == text.len() { format!("{text:?}") } else { format!("{cut:?} and so on") }
 }
 
 /// Checks the name of a `what` ("topic", "group", ...): 1..=128 characters of a-z A-Z 0-9 . _ - of which the
@@ -41,8 +50,7 @@ pub fn check_service(what: &str, name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
     if !begins || name.len() > SERVICE_CHARS_MAX || !name.chars().all(allowed) {
-        let shown: String = name.chars().take(64).collect();
-        return Err(format!("the {what} name {shown:?} is not allowed: {RULE}"));
+        return Err(format!("the {what} name {} is not allowed: {RULE}", shown(name)));
     }
     match ["weft.v1.", "grpc.health.", "grpc.reflection."].iter().find(|own| name.starts_with(**own)) {
         Some(own) => {
@@ -63,7 +71,7 @@ pub fn check_address(address: &str) -> Result<(), String> {
     let plain = address.chars().all(|c| c.is_ascii_graphic() && c != '/');
     match (plain, port) {
         (true, Some(_)) => Ok(()),
-        _ => Err(format!("the address {:?} is not allowed: {RULE}", address.chars().take(64).collect::<String>())),
+        _ => Err(format!("the address {} is not allowed: {RULE}", shown(address))),
     }
 }
 

@@ -19,7 +19,7 @@ pub use retry::{Failed, may_retry};
 
 use crate::errors::error;
 use crate::ids::NodeId;
-use crate::registry::Service;
+use crate::registry::{Service, names};
 use crate::view::ClusterView;
 
 /// The service that calls of a gRPC service go to. An empty namespace stands for "default".
@@ -28,8 +28,9 @@ use crate::view::ClusterView;
 /// `UNKNOWN_SERVICE`.
 pub fn service<'a>(view: &'a ClusterView, namespace: &str, grpc_service: &str) -> Result<&'a Service, Error> {
     view.registry.service_of_grpc(namespace, grpc_service).ok_or_else(|| {
-        let namespace = if namespace.is_empty() { "default" } else { namespace };
-        let message = format!("nobody has registered gRPC service {grpc_service:?} in namespace {namespace:?}");
+        let namespace = names::namespace_or_default(namespace);
+        let (service, namespace) = (names::shown(grpc_service), names::shown(namespace));
+        let message = format!("nobody has registered gRPC service {service} in namespace {namespace}");
         error(ErrorCode::UnknownService, message)
     })
 }
@@ -50,6 +51,15 @@ pub fn no_instance(view: &ClusterView, service: &Service) -> Error {
     let reason = reason.into_iter().next().unwrap_or_else(|| "none is registered".into());
     let message = format!("service {}/{} has no instance to call: {reason}", record.namespace, record.name);
     error(ErrorCode::NoInstance, message)
+}
+
+/// Whether a service that has no instance to call, or is not known, may have one soon: an instance passes its checks, but
+/// its home node does not answer (yet, or any more: then it will have another); or this node does not know yet who leads
+/// the registry, and its copy may be old.
+pub fn is_settling(view: &ClusterView, namespace: &str, grpc_service: &str) -> bool {
+    let service = view.registry.service_of_grpc(namespace, grpc_service);
+    let healthy = service.is_some_and(|service| view.registry.instances_of(service).any(|instance| instance.healthy));
+    healthy || view.registry_leader.is_none()
 }
 
 /// The gRPC service and the method in a path: "/shop.Cart/Get" is ("shop.Cart", "Get").

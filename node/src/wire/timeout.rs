@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use weft_cluster::registry::names;
 
 /// The header's name.
 pub const NAME: HeaderName = HeaderName::from_static("grpc-timeout");
@@ -23,7 +24,8 @@ pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
 /// One sentence: what is wrong, and what would be right.
 pub fn read(value: &HeaderValue) -> Result<Duration, String> {
     let bytes = value.as_bytes();
-    let wrong = || format!("grpc-timeout is {value:?}: use 1 to 8 digits and one of H, M, S, m, u, n");
+    let shown = || names::shown(&String::from_utf8_lossy(bytes));
+    let wrong = || format!("grpc-timeout is {}: use 1 to 8 digits and one of H, M, S, m, u, n", shown());
     let (unit, digits) = bytes.split_last().ok_or_else(wrong)?;
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
         return Err(wrong());

@@ -8,10 +8,12 @@ use std::task::Poll;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 use tonic::body::Body;
+use tonic::{Code, Status};
 use tower::Service;
 use weft_cluster::caller::Caller;
+use weft_cluster::registry::names;
 use weft_proto::v1::ErrorCode;
 
 use super::Inner;
@@ -92,17 +94,29 @@ fn late(respond: &mut SendResponse<Bytes>) {
     }
 }
 
-/// tonic says of a method that is not there only that it is not there.
+/// tonic says of a method that is not there only that it is not there, and of a request that it cannot read that this is
+/// a fault of the server's.
 fn explained(mut answer: Response<Body>, path: &str) -> Response<Body> {
-    const UNIMPLEMENTED: &str = "12";
+    /// What prost says of such a request.
+    const UNREADABLE: &str = "failed to decode Protobuf message: ";
     let headers = answer.headers_mut();
-    let unknown = headers.get("grpc-status").is_some_and(|status| status == UNIMPLEMENTED);
-    if unknown && headers.get("grpc-message").is_none_or(HeaderValue::is_empty) {
-        let message = format!("this node's API has no method {path}");
-        if let Ok(message) = HeaderValue::from_str(&message.replace('%', "%25")) {
-            headers.insert("grpc-message", message);
-        }
+    if !headers.contains_key("grpc-status") {
+        return answer;
     }
+    let Some(status) = Status::from_header_map(headers) else { return answer };
+    let path = names::shown(path);
+    let said = match (status.code(), status.message().strip_prefix(UNREADABLE)) {
+        (Code::Unimplemented, None) if status.message().is_empty() => {
+            Status::unimplemented(format!("this node's API has no method {path}"))
+        }
+        (Code::Internal, Some(reason)) => {
+            let message = format!("the request is no message that {path} takes: {reason}");
+            wire::status(wire::error(ErrorCode::InvalidArgument, message))
+        }
+        _ => return answer,
+    };
+    // Refused only for a message that is no header's value, and it is percent-encoded.
+    let _ = said.add_header(headers);
     answer
 }
 

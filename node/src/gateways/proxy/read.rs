@@ -5,6 +5,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method};
 use tokio::time::Instant;
 use weft_cluster::caller::Caller;
+use weft_cluster::registry::names;
 use weft_proto::v1::{Error, ErrorCode};
 
 use crate::drivers::calls::Call;
@@ -28,8 +29,8 @@ pub(super) fn call(head: Parts, caller: Caller, now: Instant) -> Result<Call, Er
     }
     let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
     if !content_type.starts_with(GRPC) || content_type.starts_with(b"application/grpc-web") {
-        let content_type = String::from_utf8_lossy(content_type);
-        return Err(invalid(format!("the content type is {content_type:?}: gRPC requests have application/grpc")));
+        let content_type = names::shown(&String::from_utf8_lossy(content_type));
+        return Err(invalid(format!("the content type is {content_type}: gRPC requests have application/grpc")));
     }
     let left = headers.remove(timeout::NAME).map(|value| timeout::read(&value)).transpose().map_err(invalid)?;
     let hops = hops::read(&headers).map_err(invalid)?;
@@ -37,13 +38,13 @@ pub(super) fn call(head: Parts, caller: Caller, now: Instant) -> Result<Call, Er
     let idempotent = match &*text(&headers, &IDEMPOTENT)? {
         "" | "false" => false,
         "true" => true,
-        other => return Err(invalid(format!("{IDEMPOTENT} is {other:?}: use true or false"))),
+        other => return Err(invalid(format!("{IDEMPOTENT} is {}: use true or false", names::shown(other)))),
     };
     let path = uri.path().to_owned();
     let call = Call::new(uri, headers, caller);
-    let mut call = call
-        .map(|call| call.after(hops))
-        .ok_or_else(|| invalid(format!("the path is {path:?}: gRPC paths are /package.Service/Method")))?;
+    let mut call = call.map(|call| call.after(hops)).ok_or_else(|| {
+        invalid(format!("the path is {}: gRPC paths are /package.Service/Method", names::shown(&path)))
+    })?;
     // Hours in 8 digits may be more than a clock holds: then there is no deadline to speak of.
     call.deadline = left.and_then(|left| now.checked_add(left));
     call.namespace = namespace;
