@@ -25,13 +25,24 @@ impl From<h2::Error> for Broken {
 /// The sending half of a stream. Dropped before its end was sent, it resets the stream.
 pub struct Outflow {
     stream: SendStream<Bytes>,
-    patience: Duration,
+    patience: Option<Duration>,
+    ended: bool,
 }
 
 impl Outflow {
-    /// `patience`: how long the other end may make no room at all.
-    pub fn new(stream: SendStream<Bytes>, patience: Duration) -> Outflow {
-        Outflow { stream, patience }
+    /// `patience`: how long the other end may make no room at all; without one it may take its time.
+    pub fn new(stream: SendStream<Bytes>, patience: Option<Duration>) -> Outflow {
+        Outflow { stream, patience, ended: false }
+    }
+
+    /// One whose end was sent with its head.
+    pub fn ended(stream: SendStream<Bytes>) -> Outflow {
+        Outflow { stream, patience: None, ended: true }
+    }
+
+    /// Whether its end has been sent.
+    pub fn is_ended(&self) -> bool {
+        self.ended
     }
 
     /// Sends `data`, in parts as the other end makes room. Nothing of it is copied. `end`: nothing follows.
@@ -46,28 +57,30 @@ impl Outflow {
                 room => room,
             };
             let part = data.split_to(room.min(data.len()));
-            self.stream.send_data(part, end && data.is_empty())?;
+            self.send(part, end && data.is_empty())?;
             if data.is_empty() {
                 return Ok(());
             }
         }
-        if end {
-            self.stream.send_data(Bytes::new(), true)?;
-        }
-        Ok(())
+        if end { self.send(Bytes::new(), true) } else { Ok(()) }
     }
 
-    /// Sends the trailers, which end the stream.
+    /// Sends the trailers, which end the stream. One that has ended stays as it is.
     ///
     /// # Errors
     /// `Gone`.
-    pub fn trailers(mut self, trailers: HeaderMap) -> Result<(), Broken> {
+    pub fn trailers(&mut self, trailers: HeaderMap) -> Result<(), Broken> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Ok(());
+        }
         Ok(self.stream.send_trailers(trailers)?)
     }
 
-    /// Ends the stream with a reset.
-    pub fn reset(mut self, reason: Reason) {
-        self.stream.send_reset(reason);
+    /// Ends the stream with a reset. One that has ended stays as it is.
+    pub fn reset(&mut self, reason: Reason) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.stream.send_reset(reason);
+        }
     }
 
     /// Ready when the other end has reset the stream or left.
@@ -75,8 +88,14 @@ impl Outflow {
         self.stream.poll_reset(cx).map(|_| Broken::Gone)
     }
 
+    fn send(&mut self, data: Bytes, end: bool) -> Result<(), Broken> {
+        self.stream.send_data(data, end)?;
+        self.ended = end;
+        Ok(())
+    }
+
     async fn room(&mut self) -> Result<usize, Broken> {
-        let stream = &mut self.stream;
+        let (stream, patience) = (&mut self.stream, self.patience);
         let made = std::future::poll_fn(|cx| {
             loop {
                 match std::task::ready!(stream.poll_capacity(cx)) {
@@ -86,6 +105,9 @@ impl Outflow {
                 }
             }
         });
-        tokio::time::timeout(self.patience, made).await.unwrap_or(Err(Broken::Stalled))
+        match patience {
+            Some(patience) => tokio::time::timeout(patience, made).await.unwrap_or(Err(Broken::Stalled)),
+            None => made.await,
+        }
     }
 }

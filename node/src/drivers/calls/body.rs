@@ -7,10 +7,11 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use h2::{Reason, RecvStream, SendStream};
+use h2::RecvStream;
 use http::{HeaderMap, Response};
 
 use super::failure::Failure;
+use crate::wire::{Broken, Outflow};
 
 /// Bytes of a request that are kept until its answer begins, so that it can be sent again. A request that is all here
 /// and not larger goes to another node as one frame.
@@ -73,7 +74,7 @@ pub trait Client: Target {
 
 /// Which end of a body has failed, and why.
 #[derive(Debug)]
-pub(super) enum Broken {
+pub(super) enum Cut {
     Source(Failure),
     Target,
 }
@@ -82,14 +83,14 @@ pub(super) enum Broken {
 ///
 /// # Errors
 /// What kept it from coming to its end.
-pub(super) async fn pass(source: &mut impl Source, target: &mut impl Target) -> Result<(), Broken> {
+pub(super) async fn pass(source: &mut impl Source, target: &mut impl Target) -> Result<(), Cut> {
     loop {
         let part = tokio::select! {
             biased;
-            part = source.next() => part.map_err(Broken::Source)?,
+            part = source.next() => part.map_err(Cut::Source)?,
             due = target.due() => {
-                due.map_err(|_| Broken::Target)?;
-                target.attend().await.map_err(|_| Broken::Target)?;
+                due.map_err(|_| Cut::Target)?;
+                target.attend().await.map_err(|_| Cut::Target)?;
                 continue;
             }
         };
@@ -99,8 +100,8 @@ pub(super) async fn pass(source: &mut impl Source, target: &mut impl Target) -> 
         };
         tokio::select! {
             biased;
-            done = target.put(part) => done.map_err(|_| Broken::Target)?,
-            failure = source.read_ahead() => return Err(Broken::Source(failure)),
+            done = target.put(part) => done.map_err(|_| Cut::Target)?,
+            failure = source.read_ahead() => return Err(Cut::Source(failure)),
         }
         if bytes > 0 {
             source.release(bytes);
@@ -113,22 +114,22 @@ pub(super) async fn pass(source: &mut impl Source, target: &mut impl Target) -> 
 
 /// Carries a request's body, unless it has `ended`; then looks after both ends until it is dropped with the call.
 /// Ends only with a failure.
-pub(super) async fn pass_and_stay(source: &mut impl Source, target: &mut impl Target, ended: bool) -> Broken {
+pub(super) async fn pass_and_stay(source: &mut impl Source, target: &mut impl Target, ended: bool) -> Cut {
     if !ended && let Err(broken) = pass(source, target).await {
         return broken;
     }
     loop {
         tokio::select! {
             biased;
-            failure = source.read_ahead() => return Broken::Source(failure),
+            failure = source.read_ahead() => return Cut::Source(failure),
             due = target.due() => {
                 if due.is_err() {
-                    return Broken::Target;
+                    return Cut::Target;
                 }
             }
         }
         if target.attend().await.is_err() {
-            return Broken::Target;
+            return Cut::Target;
         }
     }
 }
@@ -311,85 +312,27 @@ impl Source for H2Source {
     }
 }
 
-/// The body of an HTTP/2 message that goes out.
-pub struct H2Target {
-    stream: SendStream<Bytes>,
-    ended: bool,
-}
-
-impl H2Target {
-    /// `ended`: nothing will be sent.
-    pub fn new(stream: SendStream<Bytes>, ended: bool) -> Self {
-        H2Target { stream, ended }
-    }
-
-    /// Whether the end has been sent.
-    pub fn is_ended(&self) -> bool {
-        self.ended
-    }
-
-    /// Ends with trailers, if it has not ended.
-    pub fn finish(&mut self, trailers: HeaderMap) {
-        if !std::mem::replace(&mut self.ended, true) {
-            // The client may have gone: then nobody reads them.
-            let _ = self.stream.send_trailers(trailers);
-        }
-    }
-
-    /// Breaks it off.
-    pub fn reset(&mut self, reason: Reason) {
-        if !std::mem::replace(&mut self.ended, true) {
-            self.stream.send_reset(reason);
-        }
-    }
-
-    fn send(&mut self, data: Bytes, end: bool) -> Result<(), Failure> {
-        self.stream.send_data(data, end).map_err(|_| Failure::Gone)?;
-        self.ended = end;
-        Ok(())
-    }
-
-    /// Room for some of `wanted` bytes.
-    async fn room(&mut self, wanted: usize) -> Result<usize, Failure> {
-        self.stream.reserve_capacity(wanted);
-        loop {
-            match self.stream.capacity() {
-                0 => match poll_fn(|context| self.stream.poll_capacity(context)).await {
-                    Some(Ok(0)) => {}
-                    Some(Ok(bytes)) => return Ok(bytes),
-                    Some(Err(_)) | None => return Err(Failure::Gone),
-                },
-                bytes => return Ok(bytes),
-            }
-        }
+impl From<Broken> for Failure {
+    /// Whatever the reason, nobody takes more.
+    fn from(_: Broken) -> Failure {
+        Failure::Gone
     }
 }
 
-impl Target for H2Target {
+/// An HTTP/2 message that goes out.
+impl Target for Outflow {
     async fn put(&mut self, part: Part) -> Result<(), Failure> {
-        let (mut data, end) = match part {
-            Part::Data(data, end) => (data, end),
-            Part::Trailers(trailers) => {
-                self.ended = true;
-                return self.stream.send_trailers(trailers).map_err(|_| Failure::Gone);
-            }
-            Part::End => return self.send(Bytes::new(), true),
-        };
-        loop {
-            let room = self.room(data.len().max(1)).await?;
-            if room >= data.len() {
-                return self.send(data, end);
-            }
-            let part = data.split_to(room);
-            self.send(part, false)?;
+        match part {
+            Part::Data(data, end) => Ok(self.data(data, end).await?),
+            Part::Trailers(trailers) => Ok(self.trailers(trailers)?),
+            Part::End => Ok(self.data(Bytes::new(), true).await?),
         }
     }
 
     async fn due(&mut self) -> Result<(), Failure> {
-        if self.ended {
+        if self.is_ended() {
             return pending().await;
         }
-        let _ = poll_fn(|context| self.stream.poll_reset(context)).await;
-        Err(Failure::Gone)
+        Err(poll_fn(|context| self.poll_gone(context)).await.into())
     }
 }

@@ -7,12 +7,13 @@ use tokio::time::Instant;
 use weft_proto::internal::v1::InstanceRecord;
 use weft_proto::v1::ErrorCode;
 
-use super::body::{Client, H2Source, H2Target, Opening, Source, pass_and_stay};
+use super::body::{Client, H2Source, Opening, Source, pass_and_stay};
 use super::call::Call;
 use super::failure::{Failed, Failure};
 use super::pool::Lease;
 use super::relay::{beside, relay};
 use super::{Calls, Inner};
+use crate::wire::Outflow;
 
 impl Calls {
     /// Brings a call to `instance`. `on_head` is told when its answer begins.
@@ -85,7 +86,7 @@ async fn over(
     let request = call.request(instance.tls, &instance.address, Instant::now());
     let ended = source.is_empty();
     let (response, stream) = lease.sender().send_request(request, ended).map_err(not_taken)?;
-    let mut target = H2Target::new(stream, ended);
+    let mut target = if ended { Outflow::ended(stream) } else { Outflow::new(stream, None) };
     let begin = async {
         let (head, body) = response.await.map_err(Failure::of_instance)?.into_parts();
         let answer = H2Source::new(body, Failure::of_instance);

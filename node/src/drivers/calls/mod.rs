@@ -33,7 +33,7 @@ use weft_cluster::view::ClusterView;
 use weft_proto::internal::v1::InstanceRecord;
 use weft_proto::v1::ErrorCode;
 
-pub use body::{Client, H2Source, H2Target, Part, Source, Target};
+pub use body::{Client, H2Source, Part, Source, Target};
 pub use call::Call;
 pub use config::CallsConfig;
 pub use failure::{Failed, Failure};

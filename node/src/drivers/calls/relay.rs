@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 
 use http::Response;
 
-use super::body::{Broken, Client, Source, pass};
+use super::body::{Client, Cut, Source, pass};
 use super::failure::Failure;
 
 /// Drives a call until its answer is whole. `up` carries the request and ends only with a failure; `begin` waits for
@@ -16,16 +16,16 @@ use super::failure::Failure;
 /// # Errors
 /// Why there is no answer, or no whole one.
 pub(super) async fn relay<A: Source>(
-    up: Pin<&mut impl Future<Output = Broken>>,
+    up: Pin<&mut impl Future<Output = Cut>>,
     mut begin: Pin<&mut impl Future<Output = Result<(Response<()>, A, bool), Failure>>>,
     client: &mut impl Client,
     on_head: &mut impl FnMut(),
 ) -> Result<(), Failure> {
     let mut up = pin!(async {
         match up.await {
-            Broken::Source(_) => Failure::Gone,
+            Cut::Source(_) => Failure::Gone,
             // The other end takes no more of the request: its answer says why.
-            Broken::Target => std::future::pending().await,
+            Cut::Target => std::future::pending().await,
         }
     });
     let (head, mut answer, end) = loop {
@@ -47,8 +47,8 @@ pub(super) async fn relay<A: Source>(
         biased;
         done = &mut down => match done {
             Ok(()) => Ok(()),
-            Err(Broken::Source(failure)) => Err(failure),
-            Err(Broken::Target) => Err(Failure::Gone),
+            Err(Cut::Source(failure)) => Err(failure),
+            Err(Cut::Target) => Err(Failure::Gone),
         },
         failure = &mut up => Err(failure),
     }

@@ -77,7 +77,7 @@ pub(super) async fn send(
     if end {
         return Ok(());
     }
-    let mut out = Outflow::new(stream, patience);
+    let mut out = Outflow::new(stream, Some(patience));
     let mut body = pin!(body);
     loop {
         let frame = std::future::poll_fn(|cx| match body.as_mut().poll_frame(cx) {

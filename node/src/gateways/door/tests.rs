@@ -117,7 +117,7 @@ async fn call(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, ca
         response.headers_mut().insert("trace", id.parse().expect("hex"));
     }
     let Ok(stream) = respond.send_response(response, false) else { return };
-    let mut out = Outflow::new(stream, Duration::from_secs(60));
+    let mut out = Outflow::new(stream, Some(Duration::from_secs(60)));
     if pours {
         while out.data(Bytes::from_static(&[7; 4096]), false).await.is_ok() {}
         return;

@@ -1,6 +1,6 @@
 //! The client's end of a call: an HTTP/2 stream that is answered once.
 
-use std::future::{pending, poll_fn};
+use std::future::poll_fn;
 
 use bytes::Bytes;
 use h2::Reason;
@@ -9,15 +9,15 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Response};
 use weft_proto::v1::Error;
 
-use crate::drivers::calls::{Client, Failure, H2Target, Part, Target};
-use crate::wire;
+use crate::drivers::calls::{Client, Failure, Part, Target};
+use crate::wire::{self, Outflow};
 
 /// The client of a call.
 pub(super) enum H2Client {
     /// Nothing has gone out.
     Waiting(SendResponse<Bytes>),
     /// The head has.
-    Answering(H2Target),
+    Answering(Outflow),
 }
 
 impl H2Client {
@@ -38,7 +38,8 @@ impl H2Client {
                 // The client may have gone: then nobody reads it.
                 let _ = respond.send_response(response, true);
             }
-            H2Client::Answering(target) => target.finish(headers),
+            // The client may have gone here, too.
+            H2Client::Answering(out) => drop(out.trailers(headers)),
         }
     }
 
@@ -46,7 +47,7 @@ impl H2Client {
     pub(super) fn reset(&mut self, reason: Reason) {
         match self {
             H2Client::Waiting(respond) => respond.send_reset(reason),
-            H2Client::Answering(target) => target.reset(reason),
+            H2Client::Answering(out) => out.reset(reason),
         }
     }
 }
@@ -55,7 +56,7 @@ impl Target for H2Client {
     async fn put(&mut self, part: Part) -> Result<(), Failure> {
         match self {
             H2Client::Waiting(_) => unreachable!("an answer begins with its head"),
-            H2Client::Answering(target) => target.put(part).await,
+            H2Client::Answering(out) => out.put(part).await,
         }
     }
 
@@ -65,8 +66,7 @@ impl Target for H2Client {
                 let _ = poll_fn(|context| respond.poll_reset(context)).await;
                 Err(Failure::Gone)
             }
-            H2Client::Answering(target) if target.is_ended() => pending().await,
-            H2Client::Answering(target) => target.due().await,
+            H2Client::Answering(out) => out.due().await,
         }
     }
 }
@@ -75,7 +75,7 @@ impl Client for H2Client {
     async fn head(&mut self, head: Response<()>, end: bool) -> Result<(), Failure> {
         let H2Client::Waiting(respond) = self else { unreachable!("an answer has one head") };
         let stream = respond.send_response(head, end).map_err(|_| Failure::Gone)?;
-        *self = H2Client::Answering(H2Target::new(stream, end));
+        *self = H2Client::Answering(if end { Outflow::ended(stream) } else { Outflow::new(stream, None) });
         Ok(())
     }
 
