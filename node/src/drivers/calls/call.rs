@@ -1,12 +1,19 @@
 //! A call as its client made it.
 
+use std::time::Duration;
+
 use http::uri::Scheme;
 use http::{HeaderMap, Method, Request, Uri};
 use tokio::time::Instant;
 use weft_cluster::caller::Caller;
 use weft_cluster::route;
+use weft_proto::v1::ErrorCode;
 
+use super::failure::Failure;
 use crate::wire::{hops, timeout};
+
+/// Less than this cannot be said to an instance.
+const LEFT_MIN: Duration = Duration::from_micros(1);
 
 /// A call's head: whom it is for, and what goes before the body.
 #[derive(Clone, Debug)]
@@ -85,17 +92,36 @@ impl Call {
         &self.headers
     }
 
+    /// What is left of the deadline, if there is one; at least a microsecond.
+    ///
+    /// # Errors
+    /// Nothing is left.
+    pub(super) fn left(&self, now: Instant) -> Result<Option<Duration>, Failure> {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(now));
+        match left {
+            Some(left) if left < LEFT_MIN => Err(Failure::refused(
+                ErrorCode::Deadline,
+                "the call's deadline passed before it was sent to an instance",
+            )),
+            left => Ok(left),
+        }
+    }
+
     /// The head of the request to an instance, with what is left of the deadline. `address` is the authority of a
     /// client that named none.
-    pub(super) fn request(&self, tls: bool, address: &str, now: Instant) -> Request<()> {
+    ///
+    /// # Errors
+    /// Nothing is left of the deadline.
+    pub(super) fn request(&self, tls: bool, address: &str, now: Instant) -> Result<Request<()>, Failure> {
+        let left = self.left(now)?;
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
         *request.headers_mut() = self.headers.clone();
-        if let Some(deadline) = self.deadline {
-            request.headers_mut().insert(timeout::NAME, timeout::write(deadline.saturating_duration_since(now)));
+        if let Some(left) = left {
+            request.headers_mut().insert(timeout::NAME, timeout::write(left));
         }
         *request.uri_mut() = self.uri_for(tls, address);
-        request
+        Ok(request)
     }
 
     /// The client's URI, with the scheme that the instance is really called by.

@@ -21,7 +21,8 @@ pub struct CallsConfig {
     pub connections_max: usize,
     /// One more connection is opened when each has so many calls.
     pub connection_calls: usize,
-    /// Calls that wait for room on the connections to one instance; more are refused.
+    /// Calls that wait for room on the connections to one instance; more are refused. As many may wait at this node for
+    /// any instance of their service.
     pub waiting_max: usize,
     /// A connection that had no call for this long is closed.
     #[serde(with = "humantime_serde")]
@@ -40,6 +41,10 @@ pub struct CallsConfig {
     pub retry_percent: u32,
     /// So many of these repeats per second are allowed in any case.
     pub retry_per_second_min: u32,
+    /// How long a call waits, within its deadline, while no instance of its service can be reached that passes its
+    /// checks: its home node has died and it is to get another, or this node has just started.
+    #[serde(with = "humantime_serde")]
+    pub instance_wait: Duration,
     /// How often one call may come back to Weft, from an instance that is a node or passes its metadata on with calls of
     /// its own; one more is refused as a loop.
     pub hops_max: u32,
@@ -62,6 +67,7 @@ impl Default for CallsConfig {
             attempts_max: 3,
             retry_percent: 20,
             retry_per_second_min: 10,
+            instance_wait: Duration::from_secs(1),
             hops_max: 8,
             instance_backoff: Duration::from_millis(500),
         }
@@ -77,6 +83,7 @@ impl CallsConfig {
         for (key, value) in [
             ("connect_timeout", self.connect_timeout),
             ("idle_timeout", self.idle_timeout),
+            ("instance_wait", self.instance_wait),
             ("instance_backoff", self.instance_backoff),
         ] {
             if value.is_zero() || value > Duration::from_secs(3_600) {

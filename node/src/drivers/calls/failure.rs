@@ -24,30 +24,38 @@ pub struct Failed {
     pub not_sent: bool,
     /// The instance could not be reached: others should be tried first.
     pub unreachable: bool,
+    /// There was no link to its home node: the view will say so.
+    pub homeless: bool,
 }
 
 impl Failure {
     /// Refused before a byte went out; the instance is not to blame.
     pub(super) fn refused(code: ErrorCode, message: impl Into<String>) -> Failure {
-        Failure::Failed(Failed { error: error(code, message), not_sent: true, unreachable: false })
+        Failure::Failed(Failed { error: error(code, message), not_sent: true, unreachable: false, homeless: false })
     }
 
     /// No byte has come to the instance, and none would now.
     pub(super) fn unreachable(message: impl Into<String>) -> Failure {
         let error = error(ErrorCode::Unreachable, message);
-        Failure::Failed(Failed { error, not_sent: true, unreachable: true })
+        Failure::Failed(Failed { error, not_sent: true, unreachable: true, homeless: false })
+    }
+
+    /// There is no link to the instance's home node, and none comes now.
+    pub(super) fn homeless(message: impl Into<String>) -> Failure {
+        let error = error(ErrorCode::Unreachable, message);
+        Failure::Failed(Failed { error, not_sent: true, unreachable: true, homeless: true })
     }
 
     /// It may have run.
     pub(super) fn unknown(message: impl Into<String>) -> Failure {
         let error = error(ErrorCode::OutcomeUnknown, message);
-        Failure::Failed(Failed { error, not_sent: false, unreachable: false })
+        Failure::Failed(Failed { error, not_sent: false, unreachable: false, homeless: false })
     }
 
     /// The deadline has passed.
     pub fn late() -> Failure {
         let error = error(ErrorCode::Deadline, "the call's deadline passed before its answer had come");
-        Failure::Failed(Failed { error, not_sent: false, unreachable: false })
+        Failure::Failed(Failed { error, not_sent: false, unreachable: false, homeless: false })
     }
 
     /// What it means that a client's stream broke: whatever the reason, the client is gone.
@@ -70,6 +78,6 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        Failure::Failed(Failed { error, not_sent: true, unreachable: false })
+        Failure::Failed(Failed { error, not_sent: true, unreachable: false, homeless: false })
     }
 }

@@ -163,7 +163,7 @@ pub(super) fn failure(failed: Failed) -> CallFailure {
 pub(super) fn failed(failure: CallFailure) -> Failure {
     let error = failure.error.unwrap_or_default();
     let unreachable = failure.not_sent && error.code() == weft_proto::v1::ErrorCode::Unreachable;
-    Failure::Failed(Failed { error, not_sent: failure.not_sent, unreachable })
+    Failure::Failed(Failed { error, not_sent: failure.not_sent, unreachable, homeless: false })
 }
 
 /// The head of an answer.

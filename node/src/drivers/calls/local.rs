@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use weft_proto::internal::v1::InstanceRecord;
 use weft_proto::v1::ErrorCode;
 
+use super::answer::Answer;
 use super::body::{Client, H2Source, Opening, Source, pass_and_stay};
 use super::call::Call;
 use super::failure::{Failed, Failure};
@@ -83,15 +84,17 @@ async fn over(
     client: &mut impl Client,
     on_head: &mut impl FnMut(),
 ) -> Result<(), Failure> {
-    let request = call.request(instance.tls, &instance.address, Instant::now());
+    let request = call.request(instance.tls, &instance.address, Instant::now())?;
     let ended = source.is_empty();
     let (response, stream) = lease.sender().send_request(request, ended).map_err(not_taken)?;
     let mut target = if ended { Outflow::ended(stream) } else { Outflow::new(stream, None) };
     let begin = async {
         let (head, body) = response.await.map_err(Failure::of_instance)?.into_parts();
-        let answer = H2Source::new(body, Failure::of_instance);
-        let end = answer.is_ended();
-        Ok((Response::from_parts(head, ()), answer, end))
+        let head = Response::from_parts(head, ());
+        let body = H2Source::new(body, Failure::of_instance);
+        let end = body.is_ended();
+        let answer = Answer::new(&head, body, end)?;
+        Ok((head, answer, end))
     };
     relay(pin!(pass_and_stay(source, &mut target, ended)), pin!(begin), client, on_head).await
 }

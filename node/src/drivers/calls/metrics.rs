@@ -43,6 +43,8 @@ pub struct Metrics {
     pub reset: Counter,
     /// Calls of clients of this node that are not over.
     pub open: Gauge,
+    /// Calls that wait until an instance of their service can be reached.
+    pub waiting: Gauge,
     /// Calls served here for other nodes.
     pub served: Counter,
     /// Calls served for other nodes that are not over.
@@ -70,6 +72,7 @@ impl Default for Metrics {
             cancelled: Counter::default(),
             reset: Counter::default(),
             open: Gauge::default(),
+            waiting: Gauge::default(),
             served: Counter::default(),
             served_open: Gauge::default(),
             continued: Counter::default(),
@@ -91,6 +94,11 @@ impl Metrics {
         registry.register("weft_calls_cancelled", "Calls that their client gave up", self.cancelled.clone());
         registry.register("weft_calls_reset", "Calls reset by their instance", self.reset.clone());
         registry.register("weft_calls_open", "Calls that are not over", self.open.clone());
+        registry.register(
+            "weft_calls_waiting",
+            "Calls that wait until an instance can be reached",
+            self.waiting.clone(),
+        );
         registry.register("weft_calls_served", "Calls served for other nodes", self.served.clone());
         registry.register(
             "weft_calls_served_open",

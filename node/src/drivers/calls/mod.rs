@@ -4,8 +4,10 @@
 //! is reached over a pooled HTTP/2 connection; any other over the link to its home node, which never forwards again.
 //! Bodies are opaque and pass as they come, as fast as the receiving end takes them.
 
+mod answer;
 mod body;
 mod call;
+mod carry;
 mod config;
 mod connect;
 mod failure;
@@ -28,10 +30,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use weft_cluster::ids::{InstanceId, NodeId};
-use weft_cluster::route::{Failed as Try, may_retry};
 use weft_cluster::view::ClusterView;
 use weft_proto::internal::v1::InstanceRecord;
-use weft_proto::v1::ErrorCode;
 
 pub use body::{Client, H2Source, Part, Source, Target};
 pub use call::Call;
@@ -44,10 +44,9 @@ pub use whole::Whole;
 use crate::drivers::endpoint::Dialer;
 use crate::drivers::link::Links;
 use crate::host::{Host, Tasks};
-use body::Opening;
 use pool::Pool;
 use remote::Continuations;
-use rotation::{Member, Rotation, Rotations};
+use rotation::Rotations;
 
 /// How often idle connections and what is not registered any more are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
@@ -59,9 +58,9 @@ pub struct Parts {
     /// Where its tasks run.
     pub tasks: Tasks,
     /// The way to other nodes.
+    pub links: Links,
     /// The way to instances.
     pub dialer: Dialer,
-    pub links: Links,
     /// Who is there, and who serves what.
     pub view: watch::Receiver<Arc<ClusterView>>,
     /// Settings.
@@ -126,68 +125,10 @@ impl Calls {
         &self.inner.shared.metrics
     }
 
-    /// Brings a call to an instance of its service, and the answer to `client`. Dropped, it cancels the call.
-    ///
-    /// # Errors
-    /// Why there is no answer, or no whole one; `client` may have had a part of it.
-    pub async fn carry(&self, call: &Call, source: impl Source, client: &mut impl Client) -> Result<(), Failure> {
-        let inner = &self.inner;
-        let _open = metrics::Open::new(&inner.shared.metrics.open);
-        inner.check_hops(call)?;
-        let mut source = Opening::new(source);
-        source.gather()?;
-        let (mut attempts, mut tried) = (0, Vec::new());
-        loop {
-            let view = inner.view.borrow().clone();
-            let rotation = inner.rotations.get(&view, &call.namespace, call.grpc_service())?;
-            if attempts == 0 {
-                rotation.tally.calls.fetch_add(1, Ordering::Relaxed);
-                rotation.tally.calls_metric.inc();
-            }
-            let member = rotation.choose(&tried, inner.roll(), inner.now_us())?;
-            attempts += 1;
-            let failed = match self.attempt(member, call, &mut source, client).await {
-                Err(Failure::Failed(failed)) => failed,
-                other => return other,
-            };
-            let replayable = source.is_replayable();
-            if !inner.may_retry(&failed, attempts, call, &rotation, replayable, client.is_answered()) {
-                return Err(Failure::Failed(failed));
-            }
-            rotation.tally.retries_metric.inc();
-            tried.push(InstanceId(member.instance.id));
-            source.rewind();
-        }
-    }
-
-    /// Makes a call once.
-    async fn attempt(
-        &self,
-        member: &Member,
-        call: &Call,
-        source: &mut Opening<impl Source>,
-        client: &mut impl Client,
-    ) -> Result<(), Failure> {
-        let inner = &self.inner;
-        let _in_flight = member.seen.enter();
-        let began = Instant::now();
-        let on_head = || {
-            let took = began.elapsed();
-            inner.shared.metrics.head_seconds.observe(took.as_secs_f64());
-            member.seen.answered(inner.now_us(), took.as_micros() as u64);
-        };
-        let ended = match member.home == inner.me {
-            true => self.local(&member.instance, call, source, client, on_head).await,
-            // A box of its own, so that it takes no room in calls that stay here.
-            false => Box::pin(self.remote(member, call, source, client, on_head)).await,
-        };
-        if let Err(Failure::Failed(failed)) = &ended
-            && failed.unreachable
-        {
-            let backoff = inner.shared.config.instance_backoff.as_micros() as u64;
-            member.seen.leave_out(inner.now_us() + backoff);
-        }
-        ended
+    /// Calls of this node whose answer may still come on a stream of its own.
+    #[cfg(test)]
+    pub(crate) fn continuing(&self) -> usize {
+        self.inner.continuations.count()
     }
 
     /// Closes what is idle and forgets what is gone, until the node stops.
@@ -219,40 +160,6 @@ impl Inner {
 
     fn pools(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<Pool>>> {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn check_hops(&self, call: &Call) -> Result<(), Failure> {
-        let hops_max = self.shared.config.hops_max;
-        if call.hops() < hops_max {
-            return Ok(());
-        }
-        let message = format!(
-            "the call has gone through Weft {} times (calls.hops_max is {hops_max}): an instance of {} is a node, or calls \
-             itself",
-            call.hops(),
-            call.grpc_service(),
-        );
-        Err(Failure::refused(ErrorCode::Loop, message))
-    }
-
-    fn may_retry(
-        &self,
-        failed: &Failed,
-        attempts: u32,
-        call: &Call,
-        rotation: &Rotation,
-        replayable: bool,
-        answered: bool,
-    ) -> bool {
-        let idempotent = call.idempotent || rotation.service.is_idempotent(call.grpc_service(), call.method());
-        // What was refused for good will be refused again, and what is late is late.
-        let hopeless = !matches!(
-            failed.error.code(),
-            ErrorCode::Unreachable | ErrorCode::Overloaded | ErrorCode::NotReady | ErrorCode::OutcomeUnknown
-        );
-        let failed = Try { attempts, not_sent: failed.not_sent, idempotent, replayable, answered };
-        let budget = || rotation.tally.may_retry(self.now_us());
-        !hopeless && may_retry(failed, self.shared.config.attempts_max, budget)
     }
 
     fn now_us(&self) -> u64 {

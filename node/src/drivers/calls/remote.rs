@@ -60,6 +60,12 @@ impl Continuations {
         }
     }
 
+    /// Calls whose answer may still need one.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.lock().streams.len()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,7 +108,7 @@ impl Calls {
         let inner = &self.inner;
         let mut place = inner.continuations.enter(member.home);
         let now = Instant::now();
-        let left = call.deadline.map(|deadline| deadline.saturating_duration_since(now));
+        let left = call.left(now)?;
         let frame = frames::whole_call(InstanceId(member.instance.id), call, left, place.id, body.iter());
         drop(body);
         let sent_by = now + inner.shared.config.connect_timeout;
@@ -140,7 +146,7 @@ impl Calls {
     ) -> Result<(), Failure> {
         let opened = beside(client, pin!(self.inner.links.open(member.home, Lane::Call))).await?;
         let (answer, mut target) = linked::ends(opened.map_err(of_link)?, false);
-        let left = call.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = call.left(Instant::now())?;
         let head = frames::open(InstanceId(member.instance.id), call, left);
         let lost = |_| Failure::unknown("the link to the instance's home node was lost while the call was sent");
         target.say(head).await.map_err(lost)?;
@@ -176,7 +182,7 @@ fn unreadable(reason: &str) -> Failure {
 /// What a link's failure says about a call.
 fn of_link(error: LinkError) -> Failure {
     match error {
-        LinkError::NotSent(_) => Failure::unreachable(format!("the instance's home node is not reachable: {error}")),
+        LinkError::NotSent(_) => Failure::homeless(format!("the instance's home node is not reachable: {error}")),
         LinkError::Refused(..) => Failure::refused(ErrorCode::Unreachable, error.to_string()),
         LinkError::TooLarge { .. } => Failure::refused(ErrorCode::TooLarge, error.to_string()),
         LinkError::Lost(_) => Failure::unknown(error.to_string()),

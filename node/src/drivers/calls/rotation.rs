@@ -149,19 +149,30 @@ fn retain<T>(by_name: &mut ByName<T>, keep: impl Fn(&String, &String) -> bool) {
 }
 
 impl Rotation {
-    /// Chooses an instance that is not among `tried`, if there is one.
+    /// Chooses an instance that is not among `tried`, if there is one: its place among the members.
     ///
     /// # Errors
     /// `NO_INSTANCE`.
-    pub(super) fn choose(&self, tried: &[InstanceId], dice: u64, now_us: u64) -> Result<&Member, Error> {
+    pub(super) fn choose(&self, tried: &[InstanceId], dice: u64, now_us: u64) -> Result<usize, Error> {
         let look = |index: usize| {
             let member = &self.members[index];
-            let fresh = !tried.contains(&InstanceId(member.instance.id));
+            let fresh = !tried.contains(&member.id());
             Candidate { open: fresh && !member.seen.is_out(now_us), ..member.seen.look(&member.instance, now_us) }
         };
         let turn = self.tally.calls.load(Ordering::Relaxed);
         let chosen = route::choose(self.service.record().balance(), self.members.len(), look, turn, dice);
-        chosen.map(|index| &self.members[index]).ok_or_else(|| route::no_instance(&self.view, &self.service))
+        chosen.ok_or_else(|| route::no_instance(&self.view, &self.service))
+    }
+
+    /// Whether all of its instances are among `tried`.
+    pub(super) fn is_tried(&self, tried: &[InstanceId]) -> bool {
+        self.members.iter().all(|member| tried.contains(&member.id()))
+    }
+}
+
+impl Member {
+    pub(super) fn id(&self) -> InstanceId {
+        InstanceId(self.instance.id)
     }
 }
 

@@ -150,7 +150,31 @@ async fn answer(
             let _ = respond.send_response(head, true);
             return;
         }
+        "WrongHead" => {
+            head.headers_mut().insert("grpc-status", HeaderValue::from_static("99"));
+            let _ = respond.send_response(head, true);
+            return;
+        }
+        "EmptyHead" => {
+            let _ = respond.send_response(head, true);
+            return;
+        }
         _ => {}
+    }
+    if let Some((name, value)) = wrong_end(&method) {
+        let mut send = respond.send_response(head, false).expect("the proxy is there");
+        let data = Bytes::from_static(b"half");
+        match name.is_empty() {
+            true => drop(send.send_data(data, true)),
+            false => {
+                let _ = send.send_data(data, false);
+                let _ = send.send_trailers(HeaderMap::from_iter([(
+                    http::HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )]));
+            }
+        }
+        return;
     }
     if method == "Unary" {
         let mut whole = BytesMut::new();
@@ -191,6 +215,17 @@ async fn answer(
         }
     }
     seen.lock().expect("no panic").cut += 1;
+}
+
+/// The trailers of an answer that ends wrongly; without a name: none.
+fn wrong_end(method: &str) -> Option<(&'static str, &'static str)> {
+    match method {
+        "WrongStatus" => Some(("grpc-status", "fine, thanks")),
+        "WrongBinary" => Some(("some-bin", "#")),
+        "OtherTrailers" => Some(("some", "thing")),
+        "NoTrailers" => Some(("", "")),
+        _ => None,
+    }
 }
 
 fn finish(send: &mut h2::SendStream<Bytes>) {

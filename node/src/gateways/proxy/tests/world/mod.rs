@@ -61,6 +61,7 @@ impl Inbound for PeerDoor {
 /// A node with its proxy.
 pub(super) struct Node {
     pub(super) calls: Calls,
+    pub(super) tasks: Tasks,
     pub(super) view: watch::Sender<Arc<ClusterView>>,
     pub(super) failed: Arc<Mutex<Vec<(InstanceId, String)>>>,
     links: Links,
@@ -68,7 +69,9 @@ pub(super) struct Node {
 
 impl Node {
     pub(super) async fn start(ca: &Authority, net: Arc<MemoryNet>, id: u64, config: CallsConfig) -> Node {
-        let links = links(ca, id).await;
+        let host: Arc<dyn Host> = net;
+        let tasks = Tasks::new(host.clone());
+        let links = links(ca, id, &tasks).await;
         let view = watch::Sender::new(Arc::new(view(NodeId(id), &[], &[])));
         let failed: Arc<Mutex<Vec<_>>> = Arc::default();
         let told = failed.clone();
@@ -82,7 +85,7 @@ impl Node {
             failed: Arc::new(move |id, reason: &str| told.lock().expect("no panic").push((id, reason.to_owned()))),
         });
         links.serve(Arc::new(PeerDoor(calls.clone())));
-        Node { calls, view, failed, links }
+        Node { calls, tasks, view, failed, links }
     }
 
     pub(super) fn id(&self) -> NodeId {
@@ -121,7 +124,7 @@ async fn converse(proxy: Proxy, io: DuplexStream) {
     }
 }
 
-async fn links(ca: &Authority, id: u64) -> Links {
+async fn links(ca: &Authority, id: u64, tasks: &Tasks) -> Links {
     let host: Arc<dyn Host> = Arc::new(Production::new(Arc::new(OsDisk)));
     let name = format!("n{id}");
     let issued = ca.issue(&*host, &name, &[], &[]).expect("a certificate");
@@ -138,8 +141,7 @@ async fn links(ca: &Authority, id: u64) -> Links {
         version: "test".into(),
         level_max: 1,
     };
-    let tasks = Tasks::new(host.clone());
-    Links::start(host, LinkConfig::default(), ([127, 0, 0, 1], 0).into(), me, credentials, &tasks)
+    Links::start(host, LinkConfig::default(), ([127, 0, 0, 1], 0).into(), me, credentials, tasks)
         .await
         .expect("links start")
 }
@@ -197,7 +199,7 @@ pub(super) fn view(me: NodeId, instances: &[InstanceRecord], idempotent: &[&str]
     ClusterView {
         me,
         registry: Arc::new(State::from_proto(registry).expect("a good state")),
-        registry_leader: None,
+        registry_leader: Some(me),
         members: [1, 2].map(|id| (NodeId(id), member(id))).into(),
         owners: BTreeMap::new(),
     }
