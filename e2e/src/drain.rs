@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use weft_e2e::cluster::{Cluster, weft};
 use weft_sdk::{Client, StartAt};
 
+use crate::beside;
 use crate::grpc::{SERVICE, callable, outcomes};
 use crate::python::{Call, Python};
 use crate::report::Report;
@@ -49,30 +49,11 @@ pub(crate) struct Args {
 
 /// Runs the check.
 pub(crate) async fn run(args: Args) -> Report {
-    let mut report = Report::new("drain");
-    report.figure("seed", 0);
-    report.figure("break", args.how.map(|how| format!("{how:?}").to_lowercase()));
-    if let Err(error) = prepared(&args, &mut report).await {
-        report.fail(format!("{error:#}"));
-    }
-    report
-}
-
-async fn prepared(args: &Args, report: &mut Report) -> Result<()> {
-    let Some(python) = Python::find()? else {
-        report.skip("there is no Python with grpcio; with CI=true it is installed");
-        return Ok(());
-    };
-    let folder = TempDir::with_prefix("weft-e2e-drain-").context("make a folder for the servers")?;
-    let mut cluster = Cluster::start(3).await?;
-    let checked = check(&python, folder.path(), args.how.is_some(), &mut cluster, report).await;
-    if let Err(error) = checked.and_then(|()| cluster.check_alive()) {
-        report.fail(format!("{error:#}"));
-    }
-    if args.keep || !report.passed() {
-        eprintln!("the nodes' folders and logs stay in {}", cluster.keep().display());
-    }
-    Ok(())
+    let how = args.how.map(|how| format!("{how:?}").to_lowercase());
+    beside::python("drain", how.as_deref(), args.keep, async |python, folder, cluster, report| {
+        check(python, folder, args.how.is_some(), cluster, report).await
+    })
+    .await
 }
 
 async fn check(python: &Python, folder: &Path, abrupt: bool, cluster: &mut Cluster, report: &mut Report) -> Result<()> {

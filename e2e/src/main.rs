@@ -3,6 +3,7 @@
 //! Each check prints one JSON line at its end and exits with 1 if it failed. `--break NAME` spoils its input; a
 //! check that passes then is itself broken.
 
+mod beside;
 mod drain;
 mod flights;
 mod full;

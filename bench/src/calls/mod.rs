@@ -25,6 +25,9 @@ pub(crate) struct Args {
     /// Only the loads whose name begins so.
     #[arg(long, default_value = "")]
     only: String,
+    /// Only the ways whose name begins so.
+    #[arg(long, default_value = "")]
+    way: String,
 }
 
 const LOADS: [(&str, Load); 6] = [
@@ -46,7 +49,8 @@ struct Measured {
 
 /// Runs all loads and prints one JSON line for each way, then a table.
 pub(crate) async fn run(args: Args) -> Result<()> {
-    let ways = Ways::open().await?;
+    let mut ways = Ways::open().await?;
+    ways.all.retain(|way| way.name.starts_with(&args.way));
     let time = Duration::from_secs(args.seconds.max(1));
     let mut rows = Vec::new();
     for (name, load) in LOADS.iter().filter(|(name, _)| name.starts_with(&args.only)) {

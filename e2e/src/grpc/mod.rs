@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use tempfile::TempDir;
 use weft_e2e::cluster::{Cluster, weft};
 
+use crate::beside;
 use crate::python::{Call, Python, Server};
 use crate::report::Report;
 use calls::Noted;
@@ -46,32 +46,12 @@ pub(crate) struct Args {
 
 /// Runs the check.
 pub(crate) async fn run(args: Args) -> Report {
-    let mut report = Report::new("grpc");
-    report.figure("seed", 0);
-    report.figure("break", args.how.map(|how| format!("{how:?}").to_lowercase()));
-    if let Err(error) = prepared(&args, &mut report).await {
-        report.fail(format!("{error:#}"));
-    }
-    report
-}
-
-async fn prepared(args: &Args, report: &mut Report) -> Result<()> {
-    let Some(python) = Python::find()? else {
-        report.skip("there is no Python with grpcio; with CI=true it is installed");
-        return Ok(());
-    };
-    let folder = TempDir::with_prefix("weft-e2e-grpc-").context("make a folder for the servers")?;
-    let mut cluster = Cluster::start(3).await?;
-    let spoil = args.how.map(|how| format!("{how:?}").to_lowercase()).unwrap_or_default();
-    let checked = check(&python, folder.path(), &spoil, &mut cluster, report).await;
-    if let Err(error) = checked.and_then(|()| cluster.check_alive()) {
-        report.fail(format!("{error:#}"));
-    }
-    if args.keep || !report.passed() {
-        eprintln!("the nodes' folders and logs stay in {}", cluster.keep().display());
-        eprintln!("the servers' notes and logs stay in {}", folder.keep().display());
-    }
-    Ok(())
+    let spoil = args.how.map(|how| format!("{how:?}").to_lowercase());
+    let spoiled = spoil.as_deref();
+    beside::python("grpc", spoiled, args.keep, async |python, folder, cluster, report| {
+        check(python, folder, spoiled.unwrap_or_default(), cluster, report).await
+    })
+    .await
 }
 
 async fn check(python: &Python, folder: &Path, spoil: &str, cluster: &mut Cluster, report: &mut Report) -> Result<()> {

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use weft_sdk::health_check::Kind;
+
+use crate::wire::checks::check_kind;
 
 /// A service mesh and an event bus in one binary.
 #[derive(Debug, Parser)]
@@ -340,9 +343,9 @@ pub(crate) struct RegisterService {
     /// An entry of its metadata.
     #[arg(long = "metadata", value_name = "NAME=VALUE", value_parser = parse_pair)]
     pub(crate) metadata: Vec<(String, String)>,
-    /// How its home node checks it: tcp, grpc, grpc:SERVICE or http:/PATH.
-    #[arg(long, default_value = "tcp", value_parser = parse_check)]
-    pub(crate) check: Check,
+    /// How its home node checks it: tcp, grpc, grpc:NAME or http:/PATH.
+    #[arg(long, default_value = "tcp", value_parser = check_kind)]
+    pub(crate) check: Kind,
     /// Between two checks; 2 s if not given.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub(crate) check_interval: Option<Duration>,
@@ -358,15 +361,6 @@ pub(crate) struct RegisterService {
     /// The name in its certificate; the host of its address if not given.
     #[arg(long, value_name = "NAME", requires = "tls")]
     pub(crate) tls_name: Option<String>,
-}
-
-/// How an instance is checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Check {
-    Tcp,
-    /// Of a service, or of the first that the instance has.
-    Grpc(Option<String>),
-    Http(String),
 }
 
 /// How an instance is chosen for a call.
@@ -393,16 +387,6 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     }
     let parsed = humantime_serde::re::humantime::parse_duration(text);
     parsed.map_err(|_| "write a number and a unit, for example 5s, 500ms or 1m".to_owned())
-}
-
-fn parse_check(text: &str) -> Result<Check, String> {
-    match text.split_once(':') {
-        None if text == "tcp" => Ok(Check::Tcp),
-        None if text == "grpc" => Ok(Check::Grpc(None)),
-        Some(("grpc", service)) => Ok(Check::Grpc(Some(service.to_owned()))),
-        Some(("http", path)) if path.starts_with('/') => Ok(Check::Http(path.to_owned())),
-        _ => Err("write tcp, grpc, grpc:SERVICE or http:/PATH".to_owned()),
-    }
 }
 
 fn parse_pair(text: &str) -> Result<(String, String), String> {

@@ -1,9 +1,9 @@
 //! `weft service`.
 
 use serde_json::{Value, json};
-use weft_sdk::{Balance, Client, Instance, InstanceBuilder, Service, ServiceDescription, health_check::Kind};
+use weft_sdk::{Balance, Client, Instance, InstanceBuilder, Service, ServiceDescription};
 
-use super::args::{BalanceBy, Check, RegisterService, Service as Command};
+use super::args::{BalanceBy, RegisterService, Service as Command};
 use super::failure::Failure;
 use super::output::Output;
 use super::server;
@@ -51,16 +51,8 @@ fn builder(client: &Client, register: &RegisterService) -> Result<InstanceBuilde
         };
         instance = instance.tls(ca, register.tls_name.clone().unwrap_or_default());
     }
-    let kind = match &register.check {
-        Check::Tcp => Kind::Tcp(true),
-        Check::Grpc(Some(service)) => Kind::GrpcService(service.clone()),
-        Check::Grpc(None) => {
-            Kind::GrpcService(register.grpc_services.first().cloned().unwrap_or_else(|| register.name.clone()))
-        }
-        Check::Http(path) => Kind::HttpPath(path.clone()),
-    };
     let interval_ms = register.check_interval.map_or(0, |every| u32::try_from(every.as_millis()).unwrap_or(u32::MAX));
-    Ok(instance.check(weft_sdk::HealthCheck { kind: Some(kind), interval_ms, ..Default::default() }))
+    Ok(instance.check(weft_sdk::HealthCheck { kind: Some(register.check.clone()), interval_ms, ..Default::default() }))
 }
 
 impl From<BalanceBy> for Balance {

@@ -88,7 +88,7 @@ impl Default for Metrics {
 impl Metrics {
     /// Makes them visible under `weft_calls_*`.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("weft_calls_calls", "Calls of clients of this node", self.calls.clone());
+        registry.register("weft_calls_made", "Calls of clients of this node", self.calls.clone());
         registry.register("weft_calls_retries", "Calls tried again", self.retries.clone());
         registry.register("weft_calls_failures", "Calls that Weft itself ended, by code", self.failures.clone());
         registry.register("weft_calls_cancelled", "Calls that their client gave up", self.cancelled.clone());
