@@ -10,7 +10,6 @@ use anyhow::{Context, Result};
 use bytesize::ByteSize;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng};
-use tokio_util::sync::CancellationToken;
 use weft_node::config::Config;
 use weft_node::drivers::pki::Authority;
 
@@ -268,6 +267,8 @@ impl<'a> Cluster<'a> {
                     self.later(away, Due::Start(node));
                 }
             }
+            // It ends by itself when it has drained, and is started again.
+            Fault::Stop { node } => self.controls[node].stop(),
             Fault::Instance { instance, away } => {
                 self.sim.crash(self.instances[instance]);
                 self.later(away, Due::Bounce(instance));
@@ -377,8 +378,9 @@ impl<'a> Cluster<'a> {
 /// One life of a node: runs until it is killed, or tells the harness that it has ended.
 async fn life(node: usize, config: Config, control: Arc<Control>, ended: Ended) -> turmoil::Result {
     control.close_sockets();
+    let stop = control.begin();
     let host = SimHost::new(control);
-    let outcome = until_abort(weft_node::run(config, host, CancellationToken::new())).await;
+    let outcome = until_abort(weft_node::run(config, host, stop)).await;
     let reason = match outcome {
         Ok(()) => "stopped".to_owned(),
         Err(error) => format!("{error:#}"),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngExt as _, SeedableRng};
+use tokio_util::sync::CancellationToken;
 use weft_cluster::ids::Millis;
 use weft_node::host::{Connection, Disk, Host, Listener, Promise, SocketBuffers, Work};
 
@@ -32,6 +33,7 @@ pub struct Control {
     /// Datagrams doubled, per thousand.
     pub double_per_mille: AtomicU32,
     aborted: Mutex<Option<String>>,
+    stop: Mutex<CancellationToken>,
     dice: Mutex<StdRng>,
     sockets: Mutex<Vec<Arc<net::Open>>>,
 }
@@ -46,6 +48,7 @@ impl Control {
             loss_per_mille: AtomicU32::new(0),
             double_per_mille: AtomicU32::new(0),
             aborted: Mutex::new(None),
+            stop: Mutex::default(),
             dice: Mutex::new(StdRng::seed_from_u64(seed)),
             sockets: Mutex::default(),
         })
@@ -64,6 +67,18 @@ impl Control {
     pub fn close_sockets(&self) {
         let sockets = std::mem::take(&mut *self.sockets.lock().unwrap_or_else(PoisonError::into_inner));
         sockets.iter().for_each(|socket| socket.close());
+    }
+
+    /// What tells the process that starts now to stop.
+    pub(crate) fn begin(&self) -> CancellationToken {
+        let stop = CancellationToken::new();
+        *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = stop.clone();
+        stop
+    }
+
+    /// Tells the process to stop, as SIGTERM does.
+    pub fn stop(&self) {
+        self.stop.lock().unwrap_or_else(PoisonError::into_inner).cancel();
     }
 
     /// Why the process ended itself, if it did; asked once.

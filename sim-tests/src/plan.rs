@@ -29,6 +29,8 @@ pub struct Plan {
     pub disks_lie: bool,
     /// The consumers' habits.
     pub group: Habits,
+    /// Both instances of the service have the first node as their home.
+    pub one_home: bool,
 }
 
 /// How consumers of the group behave while the storm lasts.
@@ -57,6 +59,8 @@ pub enum Fault {
     PowerLoss { nodes: Vec<usize>, away: Duration },
     /// A process is killed; the page cache survives.
     Kill { node: usize, away: Duration },
+    /// A process is told to stop, drains, and is started again.
+    Stop { node: usize },
     /// An instance of the service that is called dies, and comes back.
     Instance { instance: usize, away: Duration },
     /// All messages from and to a node are held and delivered at the end, as if it had stood still.
@@ -98,7 +102,9 @@ impl Fault {
             | Fault::FailingDisk { lasts, .. }
             | Fault::FullDisk { lasts, .. }
             | Fault::HungDisk { lasts, .. } => *lasts,
-            Fault::BitFlip { .. } | Fault::RottenSegments { .. } | Fault::Join { .. } => Duration::from_secs(1),
+            Fault::BitFlip { .. } | Fault::RottenSegments { .. } | Fault::Join { .. } | Fault::Stop { .. } => {
+                Duration::from_secs(1)
+            }
             Fault::Clock { .. } => Duration::ZERO,
         }
     }
@@ -122,6 +128,7 @@ impl Plan {
             storm: STORM,
             disks_lie: false,
             group: Habits::default(),
+            one_home: false,
         };
         plan.draw_faults(&mut dice);
         // Dice of their own, so that the other seeds stay what they were.
@@ -146,6 +153,7 @@ impl Plan {
             storm: Duration::from_secs(5),
             disks_lie: false,
             group: Habits::default(),
+            one_home: false,
         }
     }
 

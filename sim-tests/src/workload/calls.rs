@@ -123,11 +123,8 @@ impl Caller {
     pub async fn call(&self, call: Call) -> Outcome {
         match tokio::time::timeout(PATIENCE, self.exchange(call)).await {
             Ok(Ok(outcome)) => outcome,
-            // A node that refuses a stream has not looked at it.
-            Ok(Err(error)) => match error.downcast_ref::<h2::Error>().and_then(h2::Error::reason) {
-                Some(h2::Reason::REFUSED_STREAM) => Outcome::NotRun(error.to_string()),
-                _ => Outcome::Unknown(format!("{error:#}")),
-            },
+            Ok(Err(error)) if is_untouched(&error) => Outcome::NotRun(format!("{error:#}")),
+            Ok(Err(error)) => Outcome::Unknown(format!("{error:#}")),
             Err(_) => Outcome::Unknown("no answer".into()),
         }
     }
@@ -145,8 +142,8 @@ impl Caller {
         if let Some(timeout) = call.timeout {
             request = request.header("grpc-timeout", format!("{}m", timeout.as_millis()));
         }
-        let mut sender = self.0.clone().ready().await?;
-        let (answer, mut stream) = sender.send_request(request.body(())?, false)?;
+        let mut sender = self.0.clone().ready().await.context(NOT_TAKEN)?;
+        let (answer, mut stream) = sender.send_request(request.body(())?, false).context(NOT_TAKEN)?;
         let message = call.id.to_be_bytes();
         let mut framed = vec![0, 0, 0, 0, message.len() as u8];
         framed.extend_from_slice(&message);
@@ -173,6 +170,18 @@ impl Caller {
         let (body, trailers) = read(body).await?;
         outcome(&trailers, body)
     }
+}
+
+/// What an error says that came before a byte of the call went out.
+pub const NOT_TAKEN: &str = "the connection takes no more calls";
+
+/// Whether no node has looked at the call: it was not sent, or its stream was refused, or came after the last one that the
+/// node still takes.
+fn is_untouched(error: &anyhow::Error) -> bool {
+    let by_node = |error: &h2::Error| {
+        error.reason() == Some(h2::Reason::REFUSED_STREAM) || (error.is_go_away() && error.is_remote())
+    };
+    error.to_string() == NOT_TAKEN || error.downcast_ref::<h2::Error>().is_some_and(by_node)
 }
 
 fn outcome(trailers: &HeaderMap, body: Bytes) -> Result<Outcome> {
@@ -243,10 +252,10 @@ pub async fn note(history: &History, who: &str, caller: &Caller, call: Call) -> 
     goes_on
 }
 
-/// Registers the instances, each through another node, so that they have different homes.
+/// Registers the instances, each through another node, so that they have different homes, unless the plan wants one.
 pub(super) async fn register(shared: Shared, instances: Vec<IpAddr>) {
     for (number, instance) in instances.into_iter().enumerate() {
-        let client = shared.connect_surely(number).await;
+        let client = shared.connect_surely(if shared.one_home { 0 } else { number }).await;
         let address = format!("{instance}:{PORT}");
         let builder = client.services().instance(SERVICE, &address).ttl(Duration::ZERO);
         while let Err(error) = builder.register_once().await {

@@ -52,6 +52,7 @@ pub struct Shared {
     pub phase: watch::Sender<Phase>,
     servers: Vec<String>,
     instances: Vec<IpAddr>,
+    one_home: bool,
     seed: u64,
     habits: Habits,
     next_id: Arc<AtomicU64>,
@@ -63,8 +64,9 @@ impl Shared {
     /// For a run of `plan` against nodes at `servers`, with instances of the service to call at `instances`.
     pub fn new(plan: &Plan, servers: Vec<String>, instances: Vec<IpAddr>, history: History) -> Shared {
         let phase = watch::Sender::new(Phase::Found);
+        let (seed, habits, one_home) = (plan.seed, plan.group, plan.one_home);
         let (next_id, open) = (Arc::default(), Arc::default());
-        Shared { history, phase, servers, instances, seed: plan.seed, habits: plan.group, next_id, open }
+        Shared { history, phase, servers, instances, one_home, seed, habits, next_id, open }
     }
 
     fn phase(&self) -> Phase {

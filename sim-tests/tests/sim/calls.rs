@@ -6,12 +6,12 @@ use std::time::Duration;
 use weft_sim::history::What;
 use weft_sim::plan::{Fault, Plan};
 use weft_sim::run::Verdict;
-use weft_sim::workload::calls::LONG_WORK_MS;
+use weft_sim::workload::calls::{LONG_WORK_MS, NOT_TAKEN};
 
 use super::scenarios::{ms, noted, plan, sound};
 
 /// One call as the history tells it; times in simulated time.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Call {
     work_ms: u64,
     timeout_ms: u64,
@@ -118,4 +118,43 @@ fn calls_over_a_link_that_is_cut_end_and_others_go_on() {
         assert!(call.took() < ms(call.timeout_ms + 200), "the client's node keeps the deadline: {call:?}");
     }
     assert!(answered_by(&calls, "i2", cut + ms(1_500), cut + ms(4_000)) > 5);
+}
+
+/// All instances have the home that dies; the registry's leader finds them another one meanwhile.
+#[test]
+fn calls_wait_while_the_instances_of_a_dead_home_get_another() {
+    for seed in [15, 16, 18] {
+        let faults = vec![(ms(3_000), Fault::Kill { node: 0, away: ms(2_000) })];
+        let verdict = sound(Plan { one_home: true, ..plan(seed, ms(8_000), faults) });
+        let killed = noted(&verdict, "Kill").expect("it was noted");
+        let calls = calls(&verdict);
+        let after: Vec<&Call> = calls.iter().filter(|call| call.invoked > killed).collect();
+        let refused = |call: &&&Call| call.error.contains("NoInstance") || call.error.contains("Unreachable");
+        assert_eq!(after.iter().find(refused), None, "seed {seed}: calls wait, they are not refused");
+        let known = |call: &&&Call| !call.error.contains("UnknownService");
+        let known = after.iter().filter(known).count();
+        let answered = ["i1", "i2"].map(|instance| answered_by(&calls, instance, killed, killed + ms(5_000)));
+        assert!(
+            known > 40 && answered.iter().all(|count| *count > 5),
+            "seed {seed}: {known}, {answered:?}: {after:#?}"
+        );
+    }
+}
+
+/// Each node is stopped in order and started again, the instances' homes too.
+#[test]
+fn a_rolling_restart_costs_no_call() {
+    let stop = |node| (ms(3_000 + 5_000 * node as u64), Fault::Stop { node });
+    let verdict = sound(plan(17, ms(18_000), vec![stop(0), stop(1), stop(2)]));
+    let first = noted(&verdict, "Stop").expect("it was noted");
+    for node in ["n1 ended: stopped", "n2 ended: stopped", "n3 ended: stopped"] {
+        assert!(noted(&verdict, node).is_some(), "{node}");
+    }
+    let calls = calls(&verdict);
+    let short = |call: &&Call| call.invoked > first && call.work_ms != LONG_WORK_MS;
+    let failed = |call: &&Call| !call.answered && !call.error.contains(NOT_TAKEN) && !call.error.contains("NO_ERROR");
+    assert_eq!(calls.iter().filter(short).find(failed), None, "it was under way, or came to a node that stays");
+    for instance in ["i1", "i2"] {
+        assert!(answered_by(&calls, instance, first, first + ms(15_000)) > 50, "{instance} goes on");
+    }
 }

@@ -17,7 +17,7 @@ use weft_sim::plan::{Fault, Plan};
 
 use super::host::seeded;
 
-type Answer<T> = Result<T, Box<dyn std::error::Error>>;
+pub(crate) type Answer<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// The host of the instance, and its port.
 const CART: &str = "cart";
@@ -31,7 +31,7 @@ const KILL_HOME: u32 = 1;
 const CRASH_CART: u32 = 2;
 const START_CART: u32 = 3;
 
-async fn connect(node: &str) -> Answer<ServicesClient<Channel>> {
+pub(crate) async fn connect(node: &str) -> Answer<ServicesClient<Channel>> {
     let endpoint = Endpoint::from_shared(format!("http://{node}"))?;
     let at: std::net::SocketAddr = node.parse()?;
     let connector =

@@ -4,4 +4,5 @@ mod calls;
 mod groups;
 mod host;
 mod instances;
+mod loops;
 mod scenarios;
