@@ -14,9 +14,11 @@ pub mod production;
 pub mod tasks;
 #[cfg(test)]
 pub mod testing;
+mod turn;
 
 pub use accept::{AcceptMetrics, Acceptor, Place};
 pub use tasks::Tasks;
+pub use turn::Turn;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};

@@ -1,7 +1,10 @@
 //! Tracked tasks: every long-lived task has a name and ends when the node stops.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -16,21 +19,35 @@ pub struct Tasks {
     host: Arc<dyn Host>,
     tracker: TaskTracker,
     stop: CancellationToken,
+    /// Says the same without a lock.
+    stops: Arc<AtomicBool>,
     failed: CancellationToken,
 }
 
 impl Tasks {
     /// An empty set of tasks on `host`.
     pub fn new(host: Arc<dyn Host>) -> Self {
-        Tasks { host, tracker: TaskTracker::new(), stop: CancellationToken::new(), failed: CancellationToken::new() }
+        let (stop, stops, failed) = (CancellationToken::new(), Arc::default(), CancellationToken::new());
+        Tasks { host, tracker: TaskTracker::new(), stop, stops, failed }
     }
 
     /// Spawns a task that is cancelled at `stop`.
     pub fn spawn(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
+        let (stop, stops) = (self.stop.clone(), self.stops.clone());
         let span = tracing::debug_span!("task", name);
         let task = async move {
-            tokio::select! { biased; () = stop.cancelled() => {}, () = task => {} }
+            let (mut stopped, mut task) = (pin!(stop.cancelled()), pin!(task));
+            let mut waits = false;
+            // The waker of a task is always the same: once it waits for the stop, it need not say so with every poll, which
+            // would take a lock that all tasks share.
+            poll_fn(|cx| {
+                let is_due = !std::mem::replace(&mut waits, true) || stops.load(Ordering::Acquire);
+                if is_due && stopped.as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                task.as_mut().poll(cx)
+            })
+            .await
         };
         self.host.spawn(Box::pin(self.tracker.track_future(task.instrument(span))));
     }
@@ -66,6 +83,7 @@ impl Tasks {
 
     /// Cancels all tasks and waits up to `patience` for them to end.
     pub async fn stop(&self, patience: Duration) {
+        self.stops.store(true, Ordering::Release);
         self.stop.cancel();
         self.tracker.close();
         if tokio::time::timeout(patience, self.tracker.wait()).await.is_err() {

@@ -1,11 +1,15 @@
 //! The HTTP/2 connections to one instance: opened when they are needed, shared by many calls, closed when idle.
 
 use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::ready;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use weft_cluster::ids::InstanceId;
@@ -16,6 +20,10 @@ use super::Shared;
 use super::connect;
 use super::failure::Failure;
 use crate::drivers::endpoint::Endpoint;
+use crate::host::Turn;
+
+/// With fewer calls a connection does at once what it is woken for.
+const GATHERED_CALLS_MIN: usize = 4;
 
 /// The connections to one instance.
 pub(super) struct Pool {
@@ -184,8 +192,9 @@ impl Pool {
         let (pool, id) = (Arc::downgrade(&self), self.id);
         drop(self);
         let closing = connection_closing(&pool, &connection);
+        let ended = gathered(opened.connection, Arc::downgrade(&connection));
         drop(connection);
-        let ended = opened.connection.await;
+        let ended = ended.await;
         closing.closed();
         match &ended {
             Ok(()) => tracing::debug!(instance = %id, "a connection to an instance ended"),
@@ -210,6 +219,24 @@ impl Pool {
     fn state(&self) -> MutexGuard<'_, State> {
         locked(&self.state)
     }
+}
+
+/// Runs a connection. What its calls send and take at one time goes over it together, if there are several.
+async fn gathered(
+    running: h2::client::Connection<impl AsyncRead + AsyncWrite + Unpin, Bytes>,
+    connection: Weak<Connection>,
+) -> Result<(), h2::Error> {
+    let (mut running, mut turn) = (pin!(running), Turn::default());
+    poll_fn(|cx| {
+        let busy = || connection.upgrade().is_some_and(|it| it.calls.load(Ordering::Relaxed) >= GATHERED_CALLS_MIN);
+        ready!(turn.poll(cx, busy()));
+        let polled = running.as_mut().poll(cx);
+        if polled.is_pending() {
+            turn.sleeps();
+        }
+        polled
+    })
+    .await
 }
 
 /// Marks a connection as closed when its task ends, without keeping it open.

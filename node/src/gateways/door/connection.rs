@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use super::metrics::Ending;
 use super::sniff::First;
 use super::traffic::{Pulse, Wire};
 use super::{ApiConfig, Inner, request};
-use crate::host::Connection;
+use crate::host::{Connection, Turn};
 
 /// How long a connection that is to end at once may take to say so to its client.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -66,6 +66,9 @@ fn stream_window(config: &ApiConfig, share: &Share) -> u32 {
     (share.window() / 2).max(WINDOW_BYTES_MIN).min(bytes(config.stream_window))
 }
 
+/// With fewer requests open at this node a connection does at once what it is woken for.
+const GATHERED_REQUESTS_MIN: i64 = 4;
+
 /// A connection that is served.
 struct Served<'a> {
     door: &'a Arc<Inner>,
@@ -74,6 +77,7 @@ struct Served<'a> {
     pulse: Arc<Pulse>,
     share: Share,
     care: Care,
+    turn: Turn,
     look: Interval,
     /// Streams reset by the client that the care knows of.
     resets: u64,
@@ -106,8 +110,8 @@ impl<'a> Served<'a> {
         let care = Care::new(&door.config, Instant::now());
         let mut look = tokio::time::interval(care.period());
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (resets, leaving, window_due) = (0, false, false);
-        Served { door, connection, ping_pong, pulse, share, care, look, resets, leaving, window_due, remote }
+        let (turn, resets, leaving, window_due) = (Turn::default(), 0, false, false);
+        Served { door, connection, ping_pong, pulse, share, care, turn, look, resets, leaving, window_due, remote }
     }
 
     async fn run(mut self, stop: CancellationToken) {
@@ -142,6 +146,16 @@ impl<'a> Served<'a> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, stopped: Pin<&mut impl Future<Output = ()>>) -> Poll<Step> {
+        let busy = self.door.metrics.open.get() >= GATHERED_REQUESTS_MIN;
+        ready!(self.turn.poll(cx, busy));
+        let step = self.poll_now(cx, stopped);
+        if step.is_pending() {
+            self.turn.sleeps();
+        }
+        step
+    }
+
+    fn poll_now(&mut self, cx: &mut Context<'_>, stopped: Pin<&mut impl Future<Output = ()>>) -> Poll<Step> {
         // This moves everything on the connection, so the counters are looked at after it.
         if let Poll::Ready(accepted) = self.connection.poll_accept(cx) {
             return Poll::Ready(Step::Accepted(accepted));
