@@ -52,7 +52,8 @@ fn what_a_consumer_that_leaves_has_not_acked_comes_again_at_once() {
     for entry in verdict.history.iter().filter(|entry| matches!(entry.what, What::Left)) {
         let held = held(&verdict, &entry.who, at(entry));
         let waited = until_again(&verdict, &held, at(entry));
-        assert!(waited < ms(300), "{}: {waited:?} after it left at {:?}: {held:?}", entry.who, at(entry));
+        // All others may be joining anew at that moment.
+        assert!(waited < ms(1_000), "{}: {waited:?} after it left at {:?}: {held:?}", entry.who, at(entry));
         (left, given_back) = (left + 1, given_back + held.len());
     }
     assert!(left > 5 && given_back > 5, "{given_back} events of {left} consumers");
