@@ -15,8 +15,8 @@ use crate::report::Report;
 
 /// The client's clock begins when it has started, which is later than when it was told to.
 const CLOCKS_DIFFER_MS: u64 = 2_000;
-/// Half of the calls that are in flight at a time.
-const UNNOTED_MAX: usize = 8;
+/// The calls that are in flight at a time: one of each of the client's workers.
+const UNNOTED_MAX: usize = 16;
 
 /// What the servers have noted of calls: by id, the names of the servers.
 pub(super) struct Noted {
@@ -75,7 +75,7 @@ impl Noted {
 
 /// An instance was killed: a call that had reached it may fail with an unknown outcome, no other may fail. What lay in its
 /// socket when it died had reached it too, and it could not note that: such a call was under way at the kill, and there are
-/// few.
+/// no more than were in flight.
 pub(super) fn check_instance_killed(calls: &[Call], noted: &Noted, killed_ms: u64, report: &mut Report) {
     let mut unnoted = 0;
     for call in calls.iter().filter(|call| call.status != "OK") {
