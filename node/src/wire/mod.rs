@@ -1,14 +1,17 @@
 //! What all doors share: how errors leave and come in, the checks of what clients send, and HTTP/2's flow.
 
 pub mod checks;
+mod frames;
 pub mod hops;
 mod outflow;
 mod status;
 pub mod timeout;
+mod traffic;
 
 pub use outflow::{Broken, Outflow};
 pub use status::{DOMAIN, errors_page, from_status, status};
 pub use timeout::grpc_timeout;
+pub use traffic::{Pulse, Traffic};
 use weft_cluster::caller::Caller;
 pub use weft_cluster::errors::{code_of, error, not_owner, reason, retry_name, row_of};
 

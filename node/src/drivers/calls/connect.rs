@@ -1,20 +1,16 @@
 //! Opens an HTTP/2 connection to an instance and waits for a first answer, so that no call is sent to what takes
 //! connections and says nothing.
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{CallsConfig, Shared};
 use crate::drivers::endpoint::{Endpoint, Speaks};
 use crate::host::Io;
+use crate::wire::{Pulse, Traffic};
 
 /// All headers of one answer together.
 const HEADER_BYTES_MAX: u32 = 64 << 10;
@@ -24,8 +20,9 @@ const FRAME_BYTES_MAX: u32 = 128 << 10;
 /// A connection that is up.
 pub(super) struct Opened {
     pub(super) sender: SendRequest<Bytes>,
-    pub(super) connection: h2::client::Connection<Counted, Bytes>,
-    pub(super) written: Arc<AtomicU64>,
+    pub(super) connection: h2::client::Connection<Traffic, Bytes>,
+    /// Counts the bytes written: they tell whether a call can have been sent.
+    pub(super) pulse: Arc<Pulse>,
 }
 
 /// Opens a connection within `calls.connect_timeout`.
@@ -46,8 +43,8 @@ async fn open_now(endpoint: &Endpoint, shared: &Shared) -> Result<Opened, String
 /// The handshake, and a ping that must be answered: only what speaks HTTP/2 does. Its answer comes after the
 /// instance's settings, so its limit on streams is known from then on.
 async fn greet(io: Box<dyn Io>, config: &CallsConfig) -> Result<Opened, String> {
-    let written = Arc::new(AtomicU64::new(0));
-    let io = Counted { io, written: written.clone() };
+    let io = Traffic::new(io);
+    let pulse = io.pulse();
     let window = |size: bytesize::ByteSize| u32::try_from(size.as_u64()).unwrap_or(u32::MAX >> 1).min(u32::MAX >> 1);
     let mut builder = h2::client::Builder::new();
     builder
@@ -74,59 +71,10 @@ async fn greet(io: Box<dyn Io>, config: &CallsConfig) -> Result<Opened, String> 
             }
         }
     }
-    Ok(Opened { sender, connection, written })
+    Ok(Opened { sender, connection, pulse })
 }
 
 /// Cancelled calls whose last frames may still be under way, per connection.
 const RESET_STREAMS_MAX: usize = 1_024;
 /// How long they may be.
 const RESET_STREAM_LINGER: Duration = Duration::from_secs(5);
-
-/// Counts the bytes written, so that it is known whether a call can have been sent.
-pub(super) struct Counted {
-    io: Box<dyn Io>,
-    written: Arc<AtomicU64>,
-}
-
-impl Counted {
-    fn count(&self, wrote: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &wrote {
-            self.written.fetch_add(*bytes as u64, Ordering::Release);
-        }
-        wrote
-    }
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.io).poll_write(cx, data);
-        self.count(wrote)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let wrote = Pin::new(&mut self.io).poll_write_vectored(cx, parts);
-        self.count(wrote)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::ready;
 
@@ -21,6 +21,7 @@ use super::connect;
 use super::failure::Failure;
 use crate::drivers::endpoint::Endpoint;
 use crate::host::Turn;
+use crate::wire::Pulse;
 
 /// With fewer calls a connection does at once what it is woken for.
 const GATHERED_CALLS_MIN: usize = 4;
@@ -48,8 +49,7 @@ pub(super) struct Connection {
     sender: SendRequest<Bytes>,
     calls: AtomicUsize,
     calls_max: usize,
-    /// Bytes written to it so far.
-    written: Arc<AtomicU64>,
+    pulse: Arc<Pulse>,
     closed: AtomicBool,
     idle_since: Mutex<Instant>,
 }
@@ -95,7 +95,7 @@ impl Pool {
             let freed = self.freed.notified();
             match self.look() {
                 Look::Use(connection) => {
-                    let written = connection.written.load(Ordering::Acquire);
+                    let written = connection.pulse.written_bytes();
                     return Ok(Lease { pool: self.clone(), connection, written });
                 }
                 Look::Opening(mut opening) => {
@@ -174,7 +174,7 @@ impl Pool {
             calls_max: opened.sender.current_max_send_streams().max(1),
             sender: opened.sender,
             calls: AtomicUsize::new(0),
-            written: opened.written,
+            pulse: opened.pulse,
             closed: AtomicBool::new(false),
             idle_since: Mutex::new(Instant::now()),
         });
@@ -282,7 +282,7 @@ impl Lease {
 
     /// Whether not a byte was written to the connection since the lease was taken.
     pub(super) fn is_unwritten(&self) -> bool {
-        self.connection.written.load(Ordering::Acquire) == self.written
+        self.connection.pulse.written_bytes() == self.written
     }
 }
 

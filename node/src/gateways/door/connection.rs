@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 use super::budget::{Share, WINDOW_BYTES_MIN, bytes};
 use super::care::{Care, Seen, Verdict};
 use super::metrics::Ending;
-use super::sniff::First;
-use super::traffic::{Pulse, Wire};
+use super::sniff::{First, PREFACE};
 use super::{ApiConfig, Inner, request};
 use crate::host::{Connection, Turn};
+use crate::wire::{Pulse, Traffic};
 
 /// How long a connection that is to end at once may take to say so to its client.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -36,7 +36,8 @@ pub(super) async fn serve(
     stop: CancellationToken,
 ) {
     let remote = connection.remote;
-    let wire = Wire::http2(connection.io, first);
+    debug_assert_eq!(first.bytes(), PREFACE);
+    let wire = Traffic::new(connection.io).after(first.bytes()).counting_resets();
     let pulse = wire.pulse();
     let handshake = builder(&door.config, &share).handshake::<_, Bytes>(wire);
     let connection = match tokio::time::timeout(door.config.handshake_timeout, handshake).await {
@@ -72,7 +73,7 @@ const GATHERED_REQUESTS_MIN: i64 = 4;
 /// A connection that is served.
 struct Served<'a> {
     door: &'a Arc<Inner>,
-    connection: server::Connection<Wire, Bytes>,
+    connection: server::Connection<Traffic, Bytes>,
     ping_pong: PingPong,
     pulse: Arc<Pulse>,
     share: Share,
@@ -101,7 +102,7 @@ enum Step {
 impl<'a> Served<'a> {
     fn new(
         door: &'a Arc<Inner>,
-        mut connection: server::Connection<Wire, Bytes>,
+        mut connection: server::Connection<Traffic, Bytes>,
         pulse: Arc<Pulse>,
         share: Share,
         remote: SocketAddr,

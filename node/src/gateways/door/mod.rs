@@ -8,7 +8,6 @@ mod budget;
 mod care;
 mod config;
 mod connection;
-mod frames;
 mod health;
 mod metrics;
 mod own;
@@ -17,7 +16,6 @@ pub mod reflection;
 mod refuse;
 mod request;
 mod sniff;
-mod traffic;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::ApiConfig;
 use super::sniff::First;
-use super::traffic::Wire;
 use crate::host::Connection;
 use crate::telemetry::VERSION;
+use crate::wire::Traffic;
 
 /// The longest that such a connection lives.
 const LIFETIME: Duration = Duration::from_secs(30);
@@ -34,7 +34,7 @@ pub(super) async fn serve(config: &ApiConfig, connection: Connection, first: Fir
         .header_read_timeout(config.handshake_timeout)
         .keep_alive(false)
         .max_buf_size(header_bytes_max.max(BUFFER_BYTES_MIN))
-        .serve_connection(TokioIo::new(Wire::http1(connection.io, first)), service);
+        .serve_connection(TokioIo::new(Traffic::new(connection.io).after(first.bytes())), service);
     let ended = tokio::select! {
         ended = tokio::time::timeout(LIFETIME, serving) => ended,
         () = stop.cancelled() => return,

@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::Frames;
-use super::sniff::{First, PREFACE};
 use crate::host::Io;
 
-/// What a connection has done so far. Written by its wire, read by the task that cares for it.
+/// What a connection has done so far. Written as its bytes pass, read by whoever cares for it.
 #[derive(Debug, Default)]
-pub(super) struct Pulse {
+pub struct Pulse {
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
     resets: AtomicU64,
@@ -22,56 +22,61 @@ pub(super) struct Pulse {
 }
 
 impl Pulse {
-    /// Bytes that the client has sent.
-    pub(super) fn read_bytes(&self) -> u64 {
+    /// Bytes that the other end has sent.
+    pub fn read_bytes(&self) -> u64 {
         self.read_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes that the system has taken for the client.
-    pub(super) fn written_bytes(&self) -> u64 {
-        self.written_bytes.load(Ordering::Relaxed)
+    /// Bytes that the system has taken for the other end.
+    pub fn written_bytes(&self) -> u64 {
+        self.written_bytes.load(Ordering::Acquire)
     }
 
-    /// Streams that the client has reset.
-    pub(super) fn resets(&self) -> u64 {
+    /// HTTP/2 streams that the other end has reset.
+    pub fn resets(&self) -> u64 {
         self.resets.load(Ordering::Relaxed)
     }
 
     /// Whether bytes wait that the system does not take.
-    pub(super) fn is_blocked(&self) -> bool {
+    pub fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed)
     }
 }
 
-/// The bytes of a connection, those that were looked at first.
-pub(super) struct Wire {
+/// The bytes of a connection, counted, those that were looked at first.
+pub struct Traffic {
     io: Box<dyn Io>,
-    first: First,
-    replayed: usize,
+    /// What is read before anything of the connection.
+    first: Bytes,
     frames: Option<Frames>,
     pulse: Arc<Pulse>,
 }
 
-impl Wire {
-    /// Of a client that speaks HTTP/2: `first` is its preface.
-    pub(super) fn http2(io: Box<dyn Io>, first: First) -> Wire {
-        debug_assert_eq!(first.bytes(), PREFACE);
-        Wire { io, first, replayed: 0, frames: Some(Frames::default()), pulse: Arc::default() }
+impl Traffic {
+    /// Counts what passes over `io`.
+    pub fn new(io: Box<dyn Io>) -> Traffic {
+        Traffic { io, first: Bytes::new(), frames: None, pulse: Arc::default() }
     }
 
-    /// Of a client that speaks HTTP/1.1.
-    pub(super) fn http1(io: Box<dyn Io>, first: First) -> Wire {
-        Wire { io, first, replayed: 0, frames: None, pulse: Arc::default() }
+    /// `first` was read already, and is to be read again.
+    pub fn after(self, first: &[u8]) -> Traffic {
+        Traffic { first: Bytes::copy_from_slice(first), ..self }
     }
 
-    pub(super) fn pulse(&self) -> Arc<Pulse> {
+    /// What comes after the bytes read first is HTTP/2: its resets are counted, too.
+    pub fn counting_resets(self) -> Traffic {
+        Traffic { frames: Some(Frames::default()), ..self }
+    }
+
+    /// What is counted.
+    pub fn pulse(&self) -> Arc<Pulse> {
         self.pulse.clone()
     }
 
     fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &written {
             Poll::Ready(Ok(bytes)) => {
-                self.pulse.written_bytes.fetch_add(*bytes as u64, Ordering::Relaxed);
+                self.pulse.written_bytes.fetch_add(*bytes as u64, Ordering::Release);
                 self.pulse.blocked.store(false, Ordering::Relaxed);
             }
             Poll::Ready(Err(_)) => {}
@@ -81,14 +86,12 @@ impl Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for Traffic {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let wire = &mut *self;
-        let left = &wire.first.bytes()[wire.replayed..];
-        if !left.is_empty() {
-            let count = left.len().min(buffer.remaining());
-            buffer.put_slice(&left[..count]);
-            wire.replayed += count;
+        if !wire.first.is_empty() {
+            let count = wire.first.len().min(buffer.remaining());
+            buffer.put_slice(&wire.first.split_to(count));
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
@@ -105,7 +108,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for Traffic {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(cx, data);
         self.written(written)
