@@ -75,12 +75,13 @@ impl Forward {
 
     async fn remote(self, node: NodeId, append: ForwardAppend, patience: Duration) -> Result<Receipt, Error> {
         let answer = self.inner.links.request(node, Lane::Publish, parts(append), patience).await;
-        let answer = ForwardAnswer::decode(answer.map_err(failed)?)
-            .map_err(|error| refusal::outcome_unknown(&format!("the answer of {node} is not readable: {error}")))?;
+        let name = self.view().name_of(node);
+        let answer = ForwardAnswer::decode(answer.map_err(|error| failed(error, node, &name))?)
+            .map_err(|error| refusal::outcome_unknown(&format!("the answer of {name} is not readable: {error}")))?;
         match answer.result {
             Some(forward_answer::Result::Receipt(receipt)) => Ok(receipt),
             Some(forward_answer::Result::Error(error)) => Err(error),
-            None => Err(refusal::outcome_unknown(&format!("the answer of {node} is empty"))),
+            None => Err(refusal::outcome_unknown(&format!("the answer of {name} is empty"))),
         }
     }
 
@@ -137,20 +138,27 @@ fn parts(mut append: ForwardAppend) -> Parts {
     vec![head.freeze(), packed]
 }
 
-/// What a link's failure says about the batch.
-fn failed(error: LinkError) -> Error {
+/// What the failure of the link to `node` says about the batch. Clients know nodes by their names.
+fn failed(error: LinkError, node: NodeId, name: &str) -> Error {
+    let told = error.to_string().replace(&node.to_string(), name);
     match error {
-        LinkError::NotSent(_) | LinkError::Refused(..) => {
-            refusal::refusal(ErrorCode::NoOwner, Retry::Same, error.to_string())
-        }
-        LinkError::Lost(_) | LinkError::Deadline(_) => refusal::outcome_unknown(&error.to_string()),
-        LinkError::TooLarge { .. } => refusal::refusal(ErrorCode::TooLarge, Retry::Never, error.to_string()),
+        LinkError::NotSent(_) | LinkError::Refused(..) => refusal::refusal(ErrorCode::NoOwner, Retry::Same, told),
+        LinkError::Lost(_) | LinkError::Deadline(_) => refusal::outcome_unknown(&told),
+        LinkError::TooLarge { .. } => refusal::refusal(ErrorCode::TooLarge, Retry::Never, told),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_links_failure_names_the_node() {
+        let (node, name) = (NodeId(7), "n7");
+        let lost = failed(LinkError::Lost(node), node, name);
+        assert_eq!(lost.message, "the batch may or may not be stored: the link to n7 was lost before the answer");
+        assert_eq!(failed(LinkError::NotSent(node), node, name).message, "no link to n7");
+    }
 
     #[test]
     fn the_parts_decode_to_the_message_and_share_the_batch() {

@@ -12,8 +12,8 @@ pub fn refusal(code: ErrorCode, retry: Retry, message: impl Into<String>) -> Err
 /// This node does not act for the shard; nothing was proposed.
 pub fn not_owner(owner: Option<NodeId>) -> Error {
     let message = match owner {
-        Some(owner) => format!("this node does not own the shard; {owner} does"),
-        None => "this node does not own the shard, and no owner is known".to_owned(),
+        Some(_) => "this node does not own the shard; another does",
+        None => "this node does not own the shard, and no owner is known",
     };
     Error { owner: owner.map_or(0, |node| node.0), ..refusal(ErrorCode::NotOwner, Retry::Same, message) }
 }

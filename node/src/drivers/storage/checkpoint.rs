@@ -192,6 +192,10 @@ fn write(
         let number = inner.meta_number();
         let new = !disk.exists(&group.files.dir);
         disk.create_dir_all(&group.files.dir)?;
+        // Before anything that may be tried again: the next time the folder is not new.
+        for folder in group.files.dir.ancestors().skip(1).take(if new { 2 } else { 0 }) {
+            disk.sync_dir(folder).map_err(space::unsynced(folder))?;
+        }
         let meta = Meta {
             group: group.id.0,
             replica: group.replica,
@@ -201,11 +205,6 @@ fn write(
             state: state.into(),
         };
         metas.insert(group.id.0, meta::write_meta(disk, &group.files.dir, number, &meta)?);
-        if new {
-            for folder in group.files.dir.ancestors().skip(1).take(2) {
-                disk.sync_dir(folder)?;
-            }
-        }
         told.push((replica, at));
     }
     let groups: Vec<_> = locked(&inner.groups).values().cloned().collect();

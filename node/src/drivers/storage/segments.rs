@@ -14,6 +14,7 @@ use super::envelope::invalid;
 use super::files::Files;
 use super::locked;
 use super::meta::FileRecord;
+use super::space::unsynced;
 use crate::host::DiskFile;
 
 /// The index notes a batch every so many bytes.
@@ -502,16 +503,14 @@ impl ShardFiles {
         };
         for segment in segments {
             if std::mem::take(&mut locked(&segment.state).dirty) {
-                // After a failed sync, of a full disk too, nobody knows what of it is there.
-                let synced = self.files.open(&segment.path)?.sync_data();
-                synced.map_err(|error| io::Error::other(format!("sync {}: {error}", segment.path.display())))?;
+                self.files.open(&segment.path)?.sync_data().map_err(unsynced(&segment.path))?;
             }
         }
         folders
             .iter()
             .rev()
             .filter(|folder| self.files.disk.exists(folder))
-            .try_for_each(|folder| self.files.disk.sync_dir(folder))
+            .try_for_each(|folder| self.files.disk.sync_dir(folder).map_err(unsynced(folder)))
     }
 
     /// A checkpoint is durable: files that the last two omit and nobody uses are removed.

@@ -29,6 +29,12 @@ pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// The error of a failed sync, of a full disk too: nobody knows what of the file or folder is there, so that it is never
+/// one of those that are tried again.
+pub(super) fn unsynced(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::other(format!("sync {}: {error}", path.display()))
+}
+
 /// What is known of the free space.
 pub(super) struct Space {
     min: u64,

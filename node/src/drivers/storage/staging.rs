@@ -12,6 +12,7 @@ use super::envelope::invalid;
 use super::group::Group;
 use super::meta::{self, Meta, MetaRef, Switch};
 use super::segments::{Extent, Segment, scan, segment_path};
+use super::space::unsynced;
 use super::{Inner, SegmentInfo, is_full, locked};
 use crate::host::DiskFile;
 
@@ -155,7 +156,7 @@ impl Staging {
             }
             let mut end = info.base;
             scan(&**file, path, info.bytes, |header, _| end = Offset(header.base_offset + u64::from(header.count)))?;
-            file.sync_data().map_err(|error| io::Error::other(format!("sync {}: {error}", path.display())))?;
+            file.sync_data().map_err(unsynced(path))?;
             for folder in path.ancestors().skip(1).take(4) {
                 files.files.disk.sync_dir(folder)?;
             }
