@@ -8,8 +8,8 @@ use weft_e2e::cluster::Cluster;
 use crate::figure::Figure;
 use crate::process::{Cpu, resident_bytes};
 
-/// Time for the founding to settle.
-const SETTLE: Duration = Duration::from_secs(5);
+/// Time for the founding to settle; its checkpoint comes after `storage.checkpoint_interval`, 15 s.
+const SETTLE: Duration = Duration::from_secs(20);
 /// Less time would measure the ticks of the clock in /proc.
 const TIME_MIN: Duration = Duration::from_secs(10);
 

@@ -112,6 +112,8 @@ pub(super) fn openraft_config(
         max_in_snapshot_log_to_keep: 1 << 40,
         api_channel_size: Some(4096),
         notification_channel_size: Some(4096),
+        // Rings for statistics that are not compiled in: they are made and filled all the same, 150 KiB per group.
+        log_stage_capacity: Some(1),
         enable_pre_vote: Some(true),
         // A restarted node does not know what was committed while it was away.
         enable_leader_restore: Some(false),

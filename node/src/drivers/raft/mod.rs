@@ -21,6 +21,7 @@ mod machine;
 mod metrics;
 mod network;
 mod rafts;
+mod ticks;
 mod types;
 
 pub use config::{RAFT_LOG_FILTER, RaftConfig};

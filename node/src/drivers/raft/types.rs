@@ -14,7 +14,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use weft_cluster::ids::NodeId;
 
-use super::Applied;
+use super::{Applied, ticks};
 use crate::host::Host;
 
 openraft::declare_raft_types!(
@@ -161,8 +161,10 @@ impl AsyncRuntime for NodeRuntime {
     fn sleep(duration: Duration) -> Self::Sleep {
         TokioRuntime::sleep(duration)
     }
+    /// Openraft sleeps until an instant for two things only: ticks, and the microsecond in which it gathers what the
+    /// storage reports.
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
-        TokioRuntime::sleep_until(deadline)
+        ticks::sleep(deadline - <Self::Instant as openraft::Instant>::now())
     }
     fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Self::Timeout<R, F> {
         TokioRuntime::timeout(duration, future)
