@@ -35,7 +35,7 @@ impl State {
     /// Applies one committed entry and says what it did. A refused command changes nothing but `applied` and
     /// log time. An entry at or before `applied` is answered with an error and changes nothing.
     ///
-    /// Errors in the outcome: INVALID_ARGUMENT, TOPIC_EXISTS, UNKNOWN_TOPIC, NOT_FOUND, FAILED_PRECONDITION
+    /// Errors in the outcome: INVALID_ARGUMENT, TOPIC_EXISTS, UNKNOWN_TOPIC, UNKNOWN_GROUP, NOT_FOUND, FAILED_PRECONDITION
     /// (also: a plan for another version of the table), FEATURE_LEVEL (the command is of a level above the
     /// cluster's, or unknown here), OVERLOADED (a named limit of a table).
     pub fn apply(&mut self, at: LogPosition, entry: &RegistryEntry) -> RegistryOutcome {
@@ -87,6 +87,7 @@ impl State {
             Command::DeleteTopic(command) => self.delete_topic(command),
             Command::OpenProducer(command) => self.open_producer(command),
             Command::CreateGroup(command) => self.create_group(command),
+            Command::DeleteGroup(command) => self.delete_group(command),
             Command::PlanShards(command) => self.plan_shards(command),
             Command::ShardMoved(command) => self.shard_moved(command),
             Command::ReplaceReplica(command) => self.replace_replica(command),

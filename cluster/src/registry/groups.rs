@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use weft_proto::internal::v1::registry_outcome::Outcome;
-use weft_proto::internal::v1::{CreateGroup, GroupRecord, OpenProducer, ProducerRecord};
+use weft_proto::internal::v1::{CreateGroup, DeleteGroup, GroupRecord, OpenProducer, ProducerRecord};
 use weft_proto::v1::{ErrorCode, StartAt};
 
-use super::apply::{Answer, full, invalid, not_now};
+use super::apply::{Answer, DONE, full, invalid, not_now};
 use super::limits::{
     ACK_DEADLINE_MS_DEFAULT, ACK_DEADLINE_MS_MAX, ACK_DEADLINE_MS_MIN, GROUPS_MAX, GROUPS_PER_TOPIC_MAX, PRODUCERS_MAX,
 };
@@ -52,6 +53,21 @@ impl State {
         let record = GroupRecord { id, topic: topic.0, name, start, ack_deadline_ms, created_ms };
         self.put_group(record.clone());
         Ok(Outcome::Group(record))
+    }
+
+    /// Forgets a group. Its shards drop its cursors when they see it gone.
+    pub(super) fn delete_group(&mut self, command: &DeleteGroup) -> Answer {
+        let topic = TopicId(command.topic);
+        let id = self.group_names.get_mut(&topic).and_then(|groups| groups.remove(&command.name));
+        let Some(id) = id else {
+            let message = format!("the topic of id {topic} has no group {:?}", command.name);
+            return Err(error(ErrorCode::UnknownGroup, message));
+        };
+        if self.group_names.get(&topic).is_some_and(OrdMap::is_empty) {
+            self.group_names.remove(&topic);
+        }
+        self.groups.remove(&id);
+        DONE
     }
 
     /// Opens a session: a name's next, or the only one of a fresh id. Only names take room in the registry.

@@ -4,8 +4,9 @@ use proptest::prelude::*;
 use weft_proto::internal::v1::registry_command::Command;
 use weft_proto::internal::v1::registry_outcome::Outcome;
 use weft_proto::internal::v1::{
-    Bootstrap, CreateGroup, CreateTopic, DeleteTopic, OpenProducer, PlanShards, PlannedShard, RegisterNode,
-    RegistryCommand, RegistryEntry, RegistryOutcome, RemoveNode, ReplaceReplica, SetFeatureLevel, ShardMoved,
+    Bootstrap, CreateGroup, CreateTopic, DeleteGroup, DeleteTopic, OpenProducer, PlanShards, PlannedShard,
+    RegisterNode, RegistryCommand, RegistryEntry, RegistryOutcome, RemoveNode, ReplaceReplica, SetFeatureLevel,
+    ShardMoved,
 };
 use weft_proto::v1::{Error, ErrorCode};
 
@@ -299,8 +300,14 @@ fn groups_and_producers_keep_their_ids() {
     let mut log = Log::founded();
     log.refused_with(group(1, "g"), ErrorCode::UnknownTopic, "t1");
     log.ok(create("orders", 1));
+    let Some(Outcome::Group(gone)) = log.ok(group(1, "g")) else { panic!("a record") };
+    let delete = |name: &str| Command::DeleteGroup(DeleteGroup { topic: 1, name: name.into() });
+    log.refused_with(delete("h"), ErrorCode::UnknownGroup, "\"h\"");
+    log.ok(delete("g"));
+    assert!(log.state.group_gone(GroupId(gone.id)) && log.state.groups_of(TopicId(1)).next().is_none());
     let Some(Outcome::Group(record)) = log.ok(group(1, "g")) else { panic!("a record") };
-    assert_eq!((record.id, record.start, record.ack_deadline_ms), (1, 1, 30_000));
+    assert_ne!(record.id, gone.id, "another group of the same name");
+    assert_eq!((record.id, record.start, record.ack_deadline_ms), (2, 1, 30_000));
     let other = CreateGroup { topic: 1, name: "g".into(), start: 2, ack_deadline_ms: 500 };
     assert_eq!(log.ok(Command::CreateGroup(other.clone())), Some(Outcome::Group(record)), "as it is");
     let wrong = CreateGroup { name: "h".into(), start: 3, ..other.clone() };

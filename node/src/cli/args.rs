@@ -41,6 +41,9 @@ pub(crate) enum Command {
     /// Create, list, look at and delete topics.
     #[command(subcommand)]
     Topic(Topic),
+    /// List, look at and delete consumer groups.
+    #[command(subcommand)]
+    Group(Group),
     /// Publish events to a topic.
     Publish(Box<Publish>),
     /// Print the events of a topic as they come.
@@ -178,6 +181,29 @@ pub(crate) enum Topic {
     Delete {
         /// The topic.
         name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Group {
+    /// List the groups of a topic, or of all.
+    List {
+        /// The topic; all if not given.
+        topic: Option<String>,
+    },
+    /// Show a group and how many events wait for it on each partition.
+    Describe {
+        /// The topic.
+        topic: String,
+        /// The group.
+        group: String,
+    },
+    /// Delete a group: where it was is forgotten, and its consumers are told to go.
+    Delete {
+        /// The topic.
+        topic: String,
+        /// The group.
+        group: String,
     },
 }
 

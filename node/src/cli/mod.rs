@@ -15,6 +15,7 @@ mod demo;
 mod dev;
 mod encode;
 mod failure;
+mod group;
 mod input;
 mod output;
 mod publish;
@@ -71,6 +72,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Dev(dev) => dev::run(dev).await?,
         Command::Start(start) => start::run(*start).await?,
         Command::Topic(command) => topic::run(command, &server, &mut output).await?,
+        Command::Group(command) => group::run(command, &server, &mut output).await?,
         Command::Publish(publish) => publish::run(*publish, &server, &mut output).await?,
         Command::Subscribe(subscribe) => subscribe::run(subscribe, &server, &mut output).await?,
         Command::Service(command) => service::run(command, &server, &mut output).await?,

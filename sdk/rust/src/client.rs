@@ -16,6 +16,7 @@ use weft_proto::v1::{Ack, ErrorCode, Event, PublishRequest, Receipt};
 use crate::cluster::Cluster;
 use crate::connect::{Connector, Patience, server_address};
 use crate::error::{Error, Retry};
+use crate::groups::Groups;
 use crate::keeper::{self, Connection, Link};
 use crate::producer::ProducerBuilder;
 use crate::services::Services;
@@ -156,6 +157,11 @@ impl Client {
     /// The topics of this client's namespace.
     pub fn topics(&self) -> Topics {
         Topics::new(self.clone())
+    }
+
+    /// The consumer groups of this client's namespace.
+    pub fn groups(&self) -> Groups {
+        Groups::new(self.clone())
     }
 
     /// The members, shards and state of the cluster.

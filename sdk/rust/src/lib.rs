@@ -29,6 +29,7 @@ mod error;
 mod keeper;
 
 pub mod cluster;
+pub mod groups;
 pub mod producer;
 pub mod services;
 pub mod subscriber;
@@ -38,14 +39,15 @@ pub use client::{Builder, Client};
 pub use cluster::Cluster;
 pub use connect::{Connector, Io, explain, server_address};
 pub use error::{Error, ErrorCode, Retry};
+pub use groups::Groups;
 pub use producer::{EventReceipt, Pending, Producer, ProducerBuilder, Published};
 pub use services::{InstanceBuilder, Registration, Services};
 pub use subscriber::{Consumer, Delivery, Handle, Observed, ObservedBatch, Observer, StartAt, SubscriberBuilder};
 pub use topics::Topics;
 pub use weft_proto::v1::health_check;
 pub use weft_proto::v1::{
-    Ack, Balance, ClusterStatus, Event, GroupDescription, HealthCheck, Instance, Member, MemberState,
-    PartitionDescription, Receipt, Service, ServiceDescription, Shard, Topic, TopicDescription, Version,
+    Ack, Balance, ClusterStatus, Event, Group, GroupCursor, GroupDescription, HealthCheck, Instance, Member,
+    MemberState, PartitionDescription, Receipt, Service, ServiceDescription, Shard, Topic, TopicDescription, Version,
 };
 
 /// An event with a key and data, all else empty.

@@ -1,9 +1,11 @@
 //! Topics and groups enter a shard by its own commands: what the registry shows and the shard lacks.
 
+use std::collections::BTreeSet;
+
 use weft_cluster::ids::{GroupId, PartitionId, ShardId, TopicId};
 use weft_cluster::registry;
 use weft_cluster::shard::State;
-use weft_proto::internal::v1::{DropTopic, PutGroup, PutPartition, ShardEntry};
+use weft_proto::internal::v1::{DropGroup, DropTopic, PutGroup, PutPartition, ShardEntry};
 
 /// Settings in one proposal; the rest goes with the next.
 const SETTINGS_MAX: usize = 1024;
@@ -11,7 +13,9 @@ const SETTINGS_MAX: usize = 1024;
 /// Puts into `entry` what the shard lacks of the registry's topics and groups. Returns how much; at most
 /// `SETTINGS_MAX`, so when that many were needed, there may be more.
 pub(super) fn add(entry: &mut ShardEntry, registry: &registry::State, shard: ShardId, state: &State) -> usize {
-    let count = |entry: &ShardEntry| entry.put_partitions.len() + entry.put_groups.len() + entry.drop_topics.len();
+    let count = |entry: &ShardEntry| {
+        entry.put_partitions.len() + entry.put_groups.len() + entry.drop_topics.len() + entry.drop_groups.len()
+    };
     let before = count(entry);
     for topic in registry.topics_of_shard(shard) {
         if count(entry) - before >= SETTINGS_MAX {
@@ -44,6 +48,10 @@ fn add_topic(entry: &mut ShardEntry, registry: &registry::State, shard: ShardId,
             entry.put_groups.push(PutGroup { topic, group: group.id, start, ack_deadline_ms });
         }
     }
+    let known = ours.iter().filter_map(|partition| state.partition(*partition)).flat_map(|known| known.groups());
+    let gone: BTreeSet<u32> =
+        known.map(|(group, _)| group).filter(|id| registry.group_gone(*id)).map(|id| id.0).collect();
+    entry.drop_groups.extend(gone.into_iter().map(|group| DropGroup { topic, group }));
 }
 
 /// Only what the registry knows to be gone: a copy that lags does not know the newest topics.

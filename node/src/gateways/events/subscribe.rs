@@ -101,10 +101,8 @@ pub(super) async fn serve(
                 return leaving.map_or(Ok(()), |leaving| leaving.outcome);
             }
             () = tokio::time::sleep_until(opened_by), if opened.is_some() => {}
-            // The topic's end is the subscription's.
-            () = topic_gone(events, subscription.topic) => {
-                return Err(wire::status(wire::error(ErrorCode::UnknownTopic, "the topic was deleted")));
-            }
+            // The end of the topic, or of the group, is the subscription's.
+            error = gone(events, subscription.topic, subscription.group) => return Err(wire::status(error)),
         }
     }
 }
@@ -123,12 +121,18 @@ impl Leaving {
     }
 }
 
-/// Resolves when the topic is no longer in the registry.
-async fn topic_gone(events: &Events, topic: TopicId) {
+/// Resolves when the topic or the group is no longer in the registry.
+async fn gone(events: &Events, topic: TopicId, group: Option<GroupId>) -> Error {
     let mut view = events.inner.registry.view();
     loop {
-        if view.borrow_and_update().registry.topic_gone(topic) {
-            return;
+        {
+            let registry = &view.borrow_and_update().registry;
+            if registry.topic_gone(topic) {
+                return wire::error(ErrorCode::UnknownTopic, "the topic was deleted");
+            }
+            if group.is_some_and(|group| registry.group_gone(group)) {
+                return wire::error(ErrorCode::UnknownGroup, "the group was deleted");
+            }
         }
         if view.changed().await.is_err() {
             std::future::pending::<()>().await;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use weft_cluster::ids::TopicId;
+use weft_cluster::ids::{GroupId, TopicId};
 use weft_proto::internal::v1::{deliver_request, deliver_response};
 use weft_proto::v1::{
     AckAnswer, AckFrame, AckRefusal, Delivery, DeliveryFrame, EpochFrame, Error, ErrorCode, ExtendFrame, NackFrame,
@@ -26,8 +26,8 @@ const ACKS_WAITING_MAX: usize = 4096;
 pub(super) struct Subscription {
     pub(super) topic: TopicId,
     pub(super) deliveries: Deliveries,
-    /// A consumer of a group, not an observer.
-    group: bool,
+    /// Of a consumer; `None`: an observer.
+    pub(super) group: Option<GroupId>,
     /// What goes to the client next.
     pub(super) outbox: VecDeque<SubscribeResponse>,
     /// The client's free credit: events of a group, bytes of an observer (below 0 by the last batch).
@@ -79,7 +79,7 @@ impl Subscription {
     pub(super) fn new(deliveries: Deliveries, spec: &DeliverySpec, credit: u64, metrics: Metrics) -> Self {
         Subscription {
             topic: spec.topic,
-            group: spec.group.is_some(),
+            group: spec.group,
             split: Split::new(deliveries.shards(), spec.credit),
             deliveries,
             outbox: VecDeque::new(),
@@ -130,12 +130,12 @@ impl Subscription {
     /// Leaves the group, if this is a consumer of one: what the client has not acked goes to others. The answers to
     /// its acks still come, then the deliveries end.
     pub(super) fn leave(&mut self) -> bool {
-        if self.group {
+        if self.group.is_some() {
             self.left = true;
             self.held.clear();
             self.deliveries.leave();
         }
-        self.group
+        self.group.is_some()
     }
 
     /// Moves what the client's credit allows into the outbox.
@@ -212,7 +212,7 @@ impl Subscription {
     fn credited(&mut self, credit: u64) {
         self.credit = self.credit.saturating_add(i64::try_from(credit).unwrap_or(i64::MAX));
         // An observer's shards are given as much as is passed on.
-        if self.group {
+        if self.group.is_some() {
             for (shard, credit) in self.split.give(credit) {
                 self.grant(shard, credit);
             }

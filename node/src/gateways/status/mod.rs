@@ -1,6 +1,7 @@
 //! The doors `weft.v1.Cluster` and `weft.v1.Topics`: who is in the cluster, where things are, and the topics.
 
 mod cluster;
+mod groups;
 mod topics;
 
 use std::sync::Arc;

@@ -208,6 +208,38 @@ async fn topics_are_created_listed_described_and_deleted() {
     assert_eq!((described.partitions[0].end_offset, described.partitions[0].epoch), (None, 6), "no owner answered");
     assert!(described.groups[0].cursors.is_empty());
 
+    let named = |topic: &str, group: &str| (topic.to_owned(), String::new(), group.to_owned());
+    let describe_group = |(topic, namespace, group)| v1::DescribeGroupRequest { topic, namespace, group };
+    let delete_group = |(topic, namespace, group)| v1::DeleteGroupRequest { topic, namespace, group };
+    for topic in ["", "alerts"] {
+        let request = v1::ListGroupsRequest { topic: topic.into(), ..Default::default() };
+        let listed = doors.topics.list_groups(request).await.expect("listed").into_inner().groups;
+        assert_eq!(listed.len(), 1);
+        assert_eq!(
+            (listed[0].name.as_str(), listed[0].topic.as_str(), listed[0].ack_deadline_ms),
+            ("g", "alerts", 30_000)
+        );
+    }
+    let of_orders = v1::ListGroupsRequest { topic: "orders".into(), ..Default::default() };
+    assert!(doors.topics.list_groups(of_orders).await.expect("listed").into_inner().groups.is_empty());
+    let group =
+        doors.topics.describe_group(describe_group(named("alerts", "g"))).await.expect("described").into_inner();
+    let cursor = &group.cursors[0];
+    assert_eq!((cursor.acked_below, cursor.lag, cursor.end_offset), (5, 4, 12));
+    doors.topics.delete_group(delete_group(named("alerts", "g"))).await.expect("deleted");
+    for status in [
+        doors.topics.delete_group(delete_group(named("alerts", "g"))).await.map(drop).expect_err("gone"),
+        doors.topics.describe_group(describe_group(named("alerts", "g"))).await.map(drop).expect_err("gone"),
+        doors
+            .topics
+            .describe_group(describe_group(named("orders", "g")))
+            .await
+            .map(drop)
+            .expect_err("of another topic"),
+    ] {
+        assert_eq!(from_status(&status).code(), ErrorCode::UnknownGroup);
+    }
+
     let delete = v1::DeleteTopicRequest { name: "alerts".into(), namespace: String::new() };
     doors.topics.delete_topic(delete.clone()).await.expect("deleted");
     for status in [

@@ -1,6 +1,7 @@
 //! `weft.v1.Topics`.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tonic::{Request, Response};
 use weft_cluster::caller::Caller;
@@ -13,9 +14,11 @@ use weft_proto::internal::v1::{CreateTopic, DeleteTopic, PartitionStat, TopicRec
 use weft_proto::v1::topics_server::Topics;
 use weft_proto::v1::{self, ErrorCode};
 
+use super::groups::described_group;
 use super::{READ_PATIENCE, SETTLE_PATIENCE, SETTLE_PAUSE, Status, unexpected};
 use crate::wire::{caller, checks, error, status};
 
+pub(super) type Stats = BTreeMap<u32, PartitionStat>;
 type Answer<T> = Result<Response<T>, tonic::Status>;
 
 #[tonic::async_trait]
@@ -42,6 +45,19 @@ impl Topics for Status {
         checks::topic(&namespace, &name).map_err(status)?;
         let command = Command::DeleteTopic(DeleteTopic { namespace, name });
         self.change(&caller, command).await.map(|_| Response::new(v1::DeleteTopicResponse {})).map_err(status)
+    }
+
+    async fn list_groups(&self, request: Request<v1::ListGroupsRequest>) -> Answer<v1::ListGroupsResponse> {
+        self.groups(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn describe_group(&self, request: Request<v1::DescribeGroupRequest>) -> Answer<v1::GroupDescription> {
+        self.group(&caller(&request), request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn delete_group(&self, request: Request<v1::DeleteGroupRequest>) -> Answer<v1::DeleteGroupResponse> {
+        let caller = caller(&request);
+        self.drop_group(&caller, request.into_inner()).await.map(Response::new).map_err(status)
     }
 }
 
@@ -82,24 +98,34 @@ impl Status {
         let v1::DescribeTopicRequest { name, namespace } = request;
         checks::topic(&namespace, &name)?;
         let view = self.view();
-        let mut registry = view.registry.clone();
-        if registry.topic(&namespace, &name).is_none() {
-            // It may be newer than this node's copy.
-            registry = self.backend.read(READ_PATIENCE).await?;
-        }
+        let registry = self.registry_with(|registry| registry.topic(&namespace, &name).is_some()).await?;
         let record = registry.topic(&namespace, &name).ok_or_else(|| unknown_topic(&namespace, &name))?;
-        let stats = self.backend.stats(caller, &partitions(record), READ_PATIENCE).await;
-        let stats: BTreeMap<u32, PartitionStat> = stats.into_iter().map(|stat| (stat.partition, stat)).collect();
+        let stats = self.stats(caller, record).await;
         let described = partitions(record).into_iter().map(|id| partition(&view, id, stats.get(&id.index)));
         Ok(v1::TopicDescription {
             topic: Some(topic(record)),
             partitions: described.collect(),
-            groups: groups(&registry, TopicId(record.id), &stats),
+            groups: registry
+                .groups_of(TopicId(record.id))
+                .map(|group| described_group(group, record, &stats))
+                .collect(),
         })
+    }
+
+    /// This node's copy of the registry, or the newest if what is looked for may be newer than the copy.
+    pub(super) async fn registry_with(&self, has: impl Fn(&State) -> bool) -> Result<Arc<State>, v1::Error> {
+        let registry = self.view().registry.clone();
+        if has(&registry) { Ok(registry) } else { self.backend.read(READ_PATIENCE).await }
+    }
+
+    /// What the owners of a topic's partitions say, by partition.
+    pub(super) async fn stats(&self, caller: &Caller, topic: &TopicRecord) -> Stats {
+        let stats = self.backend.stats(caller, &partitions(topic), READ_PATIENCE).await;
+        stats.into_iter().map(|stat| (stat.partition, stat)).collect()
     }
 }
 
-fn unknown_topic(namespace: &str, name: &str) -> v1::Error {
+pub(super) fn unknown_topic(namespace: &str, name: &str) -> v1::Error {
     let namespace = names::namespace_or_default(namespace);
     error(ErrorCode::UnknownTopic, format!("there is no topic {namespace}/{name}"))
 }
@@ -133,18 +159,4 @@ fn partition(view: &ClusterView, id: PartitionId, stat: Option<&PartitionStat>) 
         end_offset: stat.map(|stat| stat.end_offset),
         bytes: stat.map(|stat| stat.bytes),
     }
-}
-
-fn groups(registry: &State, topic: TopicId, stats: &BTreeMap<u32, PartitionStat>) -> Vec<v1::GroupDescription> {
-    let cursors = |group: u32| {
-        stats.values().filter_map(move |stat| {
-            let cursor = stat.groups.iter().find(|cursor| cursor.group == group)?;
-            let lag = stat.end_offset.saturating_sub(cursor.acked_below).saturating_sub(cursor.acked_above);
-            Some(v1::GroupCursor { partition: stat.partition, acked_below: cursor.acked_below, lag })
-        })
-    };
-    let groups = registry.groups_of(topic);
-    groups
-        .map(|group| v1::GroupDescription { name: group.name.clone(), cursors: cursors(group.id).collect() })
-        .collect()
 }

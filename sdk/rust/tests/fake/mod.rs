@@ -140,6 +140,15 @@ impl Topics for Door {
     async fn delete_topic(&self, _: Request<DeleteTopicRequest>) -> Result<Response<DeleteTopicResponse>, Status> {
         Ok(Response::new(DeleteTopicResponse {}))
     }
+    async fn list_groups(&self, _: Request<ListGroupsRequest>) -> Result<Response<ListGroupsResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn describe_group(&self, _: Request<DescribeGroupRequest>) -> Result<Response<GroupDescription>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+    async fn delete_group(&self, _: Request<DeleteGroupRequest>) -> Result<Response<DeleteGroupResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
