@@ -115,7 +115,13 @@ pub fn row_of(code: ErrorCode) -> &'static Row {
 
 /// An error with the retry that the table gives its code.
 pub fn error(code: ErrorCode, message: impl Into<String>) -> Error {
-    Error { code: code.into(), message: message.into(), retry: row_of(code).retry.into(), owner: 0 }
+    Error { code: code.into(), message: message.into(), retry: row_of(code).retry.into(), ..Error::default() }
+}
+
+/// An error of a limit, TOO_LARGE or OVERLOADED. `limit`: its key in the configuration, or its name in lower case;
+/// `max`: its value.
+pub fn over(code: ErrorCode, limit: impl Into<String>, max: u64, message: impl Into<String>) -> Error {
+    Error { limit: limit.into(), limit_max: max, ..error(code, message) }
 }
 
 /// NOT_OWNER, with the owner if it is known.
@@ -160,10 +166,12 @@ mod tests {
     }
 
     #[test]
-    fn an_error_carries_the_tables_retry_and_the_owner() {
+    fn an_error_carries_the_tables_retry_the_owner_and_the_limit() {
         assert_eq!(error(ErrorCode::Overloaded, "permits").retry(), Retry::Same);
         assert_eq!(error(ErrorCode::OutcomeUnknown, "lost").retry(), Retry::IfIdempotent);
         assert_eq!(not_owner(Some(NodeId(7)), "moved").owner, 7);
         assert_eq!(not_owner(None, "moved").owner, 0);
+        let over = over(ErrorCode::Overloaded, "events.publish_bytes_max", 7, "full");
+        assert_eq!((over.retry(), over.limit.as_str(), over.limit_max), (Retry::Same, "events.publish_bytes_max", 7));
     }
 }

@@ -7,7 +7,7 @@ use weft_proto::v1::{Error, ErrorCode};
 
 use super::State;
 use super::limits::FEATURE_LEVEL;
-use crate::errors::error;
+use crate::errors::{error, over};
 use crate::ids::{LogPosition, Millis};
 
 /// What a command did, or why it was refused; a refused one has changed nothing.
@@ -27,8 +27,10 @@ pub(super) fn not_now(message: impl Into<String>) -> Error {
 }
 
 /// Refuses what would take a table over its limit.
-pub(super) fn full(limit: &str, max: impl std::fmt::Display) -> Error {
-    error(ErrorCode::Overloaded, format!("the registry holds the {max} {limit} that it may hold"))
+pub(super) fn full(limit: &str, max: impl TryInto<u64> + std::fmt::Display) -> Error {
+    let message = format!("the registry holds the {max} {limit} that it may hold");
+    let name = format!("{}_max", limit.to_lowercase().replace(' ', "_"));
+    over(ErrorCode::Overloaded, name, max.try_into().unwrap_or(u64::MAX), message)
 }
 
 impl State {

@@ -51,7 +51,7 @@ impl State {
         let (bytes, max) = (batch.record_bytes_max(), partition.event_bytes_max());
         if bytes > max {
             let message = format!("an event of {bytes} bytes, the topic allows {max}");
-            return Err(Refusal::new(ErrorCode::TooLarge, message));
+            return Err(Refusal::over(ErrorCode::TooLarge, "event_bytes_max", u64::from(max), message));
         }
         if partition.end().0.checked_add(u64::from(batch.count())).is_none_or(|end| end == u64::MAX) {
             return Err(Refusal::new(ErrorCode::FailedPrecondition, format!("partition {id} has no offsets left")));

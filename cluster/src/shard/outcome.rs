@@ -61,11 +61,17 @@ pub struct Refusal {
     pub code: ErrorCode,
     /// One sentence for a person.
     pub message: String,
+    /// With `TOO_LARGE` and `OVERLOADED`: the limit and its value.
+    pub limit: Option<(&'static str, u64)>,
 }
 
 impl Refusal {
     pub(crate) fn new(code: ErrorCode, message: String) -> Refusal {
-        Refusal { code, message }
+        Refusal { code, message, limit: None }
+    }
+
+    pub(crate) fn over(code: ErrorCode, limit: &'static str, max: u64, message: String) -> Refusal {
+        Refusal { code, message, limit: Some((limit, max)) }
     }
 
     pub(crate) fn unknown_partition(id: PartitionId) -> Refusal {

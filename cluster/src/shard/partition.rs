@@ -99,7 +99,8 @@ impl Partition {
         }
         if state.cursor.ranges().len() + ranges.len() > CURSOR_RANGES_MAX {
             let message = format!("a cursor holds at most {CURSOR_RANGES_MAX} separate ranges of acks");
-            return Err(Refusal::new(ErrorCode::Overloaded, message));
+            let max = CURSOR_RANGES_MAX as u64;
+            return Err(Refusal::over(ErrorCode::Overloaded, "cursor_ranges_max", max, message));
         }
         for range in ranges {
             state.cursor.ack(range.first, range.last);

@@ -7,7 +7,7 @@ use weft_proto::v1::{Ack, CreateTopicRequest, Error, ErrorCode, Event, StartAt};
 
 pub use services::{check_kind, configure_service, deregister_instance, register_instance, service};
 
-use super::error;
+use super::{error, over};
 
 /// Events of one publish request.
 pub const PUBLISH_EVENTS_MAX: usize = 1_000;
@@ -54,7 +54,8 @@ pub fn events_count(count: usize) -> Result<(), Error> {
         0 => Err(invalid("the request holds no event; send 1 to 1000")),
         1..=PUBLISH_EVENTS_MAX => Ok(()),
         _ => {
-            Err(error(ErrorCode::TooLarge, format!("the request holds {count} events; send 1 to {PUBLISH_EVENTS_MAX}")))
+            let message = format!("the request holds {count} events; send 1 to {PUBLISH_EVENTS_MAX}");
+            Err(over(ErrorCode::TooLarge, "publish_events_max", PUBLISH_EVENTS_MAX as u64, message))
         }
     }
 }
@@ -63,10 +64,8 @@ pub fn events_count(count: usize) -> Result<(), Error> {
 pub fn event(event: &Event, event_bytes_max: u32) -> Result<(), Error> {
     let bytes = prost::Message::encoded_len(event);
     if bytes > event_bytes_max as usize {
-        return Err(error(
-            ErrorCode::TooLarge,
-            format!("the event has {bytes} bytes encoded; the topic's event_bytes_max is {event_bytes_max}"),
-        ));
+        let message = format!("the event has {bytes} bytes encoded; the topic's event_bytes_max is {event_bytes_max}");
+        return Err(over(ErrorCode::TooLarge, "event_bytes_max", u64::from(event_bytes_max), message));
     }
     if event.key.len() > KEY_BYTES_MAX {
         return Err(too_long("key", event.key.len(), KEY_BYTES_MAX));
@@ -90,16 +89,15 @@ pub fn event(event: &Event, event_bytes_max: u32) -> Result<(), Error> {
 }
 
 fn too_long(what: &str, bytes: usize, bytes_max: usize) -> Error {
-    error(ErrorCode::TooLarge, format!("the event's {what} has {bytes} bytes; at most {bytes_max} are allowed"))
+    let message = format!("the event's {what} has {bytes} bytes; at most {bytes_max} are allowed");
+    over(ErrorCode::TooLarge, format!("{}_bytes_max", what.replace(' ', "_")), bytes_max as u64, message)
 }
 
 fn headers(event: &Event) -> Result<(), Error> {
     let count = event.headers.len();
     if count > HEADERS_MAX {
-        return Err(error(
-            ErrorCode::TooLarge,
-            format!("the event has {count} headers; at most {HEADERS_MAX} are allowed"),
-        ));
+        let message = format!("the event has {count} headers; at most {HEADERS_MAX} are allowed");
+        return Err(over(ErrorCode::TooLarge, "headers_max", HEADERS_MAX as u64, message));
     }
     for name in event.headers.keys() {
         if name.is_empty() {
@@ -111,10 +109,9 @@ fn headers(event: &Event) -> Result<(), Error> {
     }
     let bytes: usize = event.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
     if bytes > HEADERS_BYTES_MAX {
-        return Err(error(
-            ErrorCode::TooLarge,
-            format!("the event's headers have {bytes} bytes together; at most {HEADERS_BYTES_MAX} are allowed"),
-        ));
+        let message =
+            format!("the event's headers have {bytes} bytes together; at most {HEADERS_BYTES_MAX} are allowed");
+        return Err(over(ErrorCode::TooLarge, "headers_bytes_max", HEADERS_BYTES_MAX as u64, message));
     }
     Ok(())
 }

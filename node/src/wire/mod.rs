@@ -13,7 +13,7 @@ pub use status::{DOMAIN, errors_page, from_status, status};
 pub use timeout::grpc_timeout;
 pub use traffic::{Pulse, Traffic};
 use weft_cluster::caller::Caller;
-pub use weft_cluster::errors::{code_of, error, not_owner, reason, retry_name, row_of};
+pub use weft_cluster::errors::{code_of, error, not_owner, over, reason, retry_name, row_of};
 
 /// Who asks: the door puts it into each own request's extensions.
 pub fn caller<T>(request: &tonic::Request<T>) -> Caller {

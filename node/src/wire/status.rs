@@ -18,8 +18,9 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// An error as a gRPC status.
 ///
 /// The details hold an ErrorInfo: reason (the code's name without its prefix), domain "weft", metadata `retry`
-/// (NEVER, SAME or IF_IDEMPOTENT) and, where it is known, `owner` (the node's id in hex). Where the same
-/// request may be sent again there is a RetryInfo too.
+/// (NEVER, SAME or IF_IDEMPOTENT) and, where it is known, `owner` (the node's id in hex), or `limit` and `limit_max`
+/// (the name and the value of the limit that was hit). Where the same request may be sent again there is a RetryInfo
+/// too.
 pub fn status(error: Error) -> Status {
     let row = row_of(error.code());
     let retry = match error.retry() {
@@ -29,6 +30,10 @@ pub fn status(error: Error) -> Status {
     let mut metadata = HashMap::from([("retry".to_string(), retry_name(retry).to_string())]);
     if error.owner != 0 {
         metadata.insert("owner".into(), format!("{:016x}", error.owner));
+    }
+    if !error.limit.is_empty() {
+        metadata.insert("limit".into(), error.limit);
+        metadata.insert("limit_max".into(), error.limit_max.to_string());
     }
     let mut details = ErrorDetails::with_error_info(reason(row.code), DOMAIN, metadata);
     if retry == Retry::Same {
@@ -54,6 +59,8 @@ pub fn from_status(status: &Status) -> Error {
         found.set_retry(retry);
     }
     found.owner = info.metadata.get("owner").and_then(|id| u64::from_str_radix(id, 16).ok()).unwrap_or(0);
+    found.limit = info.metadata.get("limit").cloned().unwrap_or_default();
+    found.limit_max = info.metadata.get("limit_max").and_then(|max| max.parse().ok()).unwrap_or(0);
     found
 }
 
@@ -64,7 +71,9 @@ pub fn errors_page() -> String {
          Every door answers with one of these codes. The table is generated from `cluster/src/errors.rs`; a test keeps\n\
          the two equal (`WEFT_BLESS=1 cargo test -p weft-node wire::` writes this file anew).\n\n\
          Over gRPC a code travels as `google.rpc.ErrorInfo` in the status details: `reason` is the name below, `domain` is\n\
-         `weft`, `metadata` holds `retry` and, with `NOT_OWNER`, `owner` (the owner's node id in hex, if it is known).\n\
+         `weft`, `metadata` holds `retry`; with `NOT_OWNER`, `owner` (the owner's node id in hex, if it is known); with\n\
+         `TOO_LARGE` and `OVERLOADED`, `limit` and `limit_max`: which limit was hit, by its key in the configuration if it\n\
+         has one there (`events.publish_bytes_max`), and its value.\n\
          Codes with retry `SAME` also carry `google.rpc.RetryInfo`.\n\n\
          | retry | what a client may do |\n|---|---|\n\
          | `NEVER` | The same request will fail again. |\n\
@@ -96,6 +105,9 @@ mod tests {
         for row in TABLE {
             let mut sent = error(row.code, "one sentence");
             sent.owner = if row.code == ErrorCode::NotOwner { 0xabc } else { 0 };
+            if row.code == ErrorCode::Overloaded {
+                (sent.limit, sent.limit_max) = ("events.publish_bytes_max".into(), 7);
+            }
             let status = status(sent.clone());
             assert_eq!(status.code() as i32, row.grpc as i32);
             assert_eq!(from_status(&status), sent);

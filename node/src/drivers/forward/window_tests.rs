@@ -137,7 +137,7 @@ fn a_new_owner_takes_over_what_the_old_one_has_not_answered() {
 fn a_gap_after_a_batch_that_failed_may_be_sent_again() {
     let mut run = Run::new(2, true);
     run.send(1);
-    let overloaded = Err(refusal::overloaded("a limit"));
+    let overloaded = Err(refusal::overloaded("a limit", 1));
     assert_eq!(run.end(0, overloaded), Some((0, Err(ErrorCode::Overloaded))));
     assert_eq!(run.end(1, gap()), None);
     run.now += MS(1000);

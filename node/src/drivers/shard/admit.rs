@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
-use weft_batch::{Batch, BatchError};
+use weft_batch::Batch;
+use weft_cluster::errors::over;
 use weft_cluster::ids::{Epoch, PartitionId, TopicId};
 use weft_cluster::view::ClusterView;
 use weft_proto::internal::v1::ForwardAppend;
 use weft_proto::v1::{Ack, Error, ErrorCode, Receipt, Retry};
 
 use super::queue::{Append, Permit, Work};
-use super::refusal::{disk_full, invalid, outcome_unknown, overloaded, refusal};
+use super::refusal::{bad_batch, disk_full, invalid, outcome_unknown, overloaded, refusal};
 use super::seat::Seat;
 use crate::host::Promise;
 
@@ -39,7 +40,12 @@ pub(super) fn append(
             Ok(Some(permit)) => ticket.queue(&seat, permit).await,
             _ => {
                 seat.commons.metrics.overloaded.inc();
-                Err(overloaded(seat.queue.limit(bytes)))
+                let config = &seat.commons.config;
+                let (limit, max) = match seat.queue.is_full(bytes) {
+                    true => ("shards.shard_queue_bytes_max", config.shard_queue_bytes_max),
+                    false => ("shards.queue_bytes_max", config.queue_bytes_max),
+                };
+                Err(overloaded(limit, max.as_u64()))
             }
         }
     }))
@@ -92,7 +98,7 @@ fn check(view: &ClusterView, seat: &Seat, append: &ForwardAppend) -> Result<(Par
     if batch.record_bytes_max() > topic.event_bytes_max {
         let (bytes, max) = (batch.record_bytes_max(), topic.event_bytes_max);
         let message = format!("an event of {bytes} bytes, topic {} allows {max} (event_bytes_max)", topic.name);
-        return Err(refusal(ErrorCode::TooLarge, Retry::Never, message));
+        return Err(over(ErrorCode::TooLarge, "event_bytes_max", u64::from(max), message));
     }
     let header = batch.header();
     if header.topic != 0 && (header.topic, header.partition) != (append.topic, append.partition) {
@@ -107,15 +113,4 @@ fn unknown_topic(view: &ClusterView, id: TopicId) -> Error {
     }
     // The sender's copy of the registry is ahead of this one.
     refusal(ErrorCode::NotReady, Retry::Same, format!("this node does not know topic {id} yet"))
-}
-
-/// What is wrong with a batch, for its sender.
-pub(super) fn bad_batch(error: BatchError) -> Error {
-    let code = match error {
-        BatchError::TooLarge { .. } | BatchError::EventTooLarge { .. } | BatchError::TooManyEvents { .. } => {
-            ErrorCode::TooLarge
-        }
-        _ => ErrorCode::InvalidArgument,
-    };
-    refusal(code, Retry::Never, error.to_string())
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 use tokio::sync::watch;
+use weft_cluster::errors;
 use weft_cluster::ids::{Epoch, LogPosition, Millis, NodeId};
 use weft_cluster::shard::{AppendResult, Outcome, Refusal};
 use weft_cluster::view::ClusterView;
@@ -235,7 +236,10 @@ fn receipt(result: AppendResult, witnesses: &Witnesses) -> Result<Receipt, Error
 }
 
 fn refused(refusal: Refusal) -> Error {
-    weft_cluster::errors::error(refusal.code, refusal.message)
+    match refusal.limit {
+        Some((limit, max)) => errors::over(refusal.code, limit, max, refusal.message),
+        None => errors::error(refusal.code, refusal.message),
+    }
 }
 
 fn refuse(seat: &Seat, hint: Option<NodeId>) {

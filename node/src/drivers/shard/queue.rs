@@ -91,9 +91,9 @@ impl Queue {
         self.room(ACK_BYTES as usize).await
     }
 
-    /// The name of the limit that leaves no room for `bytes`.
-    pub(super) fn limit(&self, bytes: usize) -> &'static str {
-        if self.shard.available_permits() < bytes { "shards.shard_queue_bytes_max" } else { "shards.queue_bytes_max" }
+    /// Whether it is this shard's own limit that leaves no room for `bytes`.
+    pub(super) fn is_full(&self, bytes: usize) -> bool {
+        self.shard.available_permits() < bytes
     }
 
     /// Adds work and wakes the owner.
@@ -145,7 +145,7 @@ mod tests {
             queue.push(append(&queue, 20).expect("room for 60"));
         }
         assert!(append(&queue, 20).is_none());
-        assert_eq!(queue.limit(20), "shards.shard_queue_bytes_max");
+        assert!(queue.is_full(20));
         assert_eq!(node.available_permits(), 40, "a refused one leaves nothing taken");
         let first = queue.take(45);
         assert_eq!(first.len(), 2);

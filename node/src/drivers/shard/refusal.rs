@@ -1,12 +1,14 @@
 //! The refusals of the publish and deliver paths: one constructor each, so that code, retry and sentence agree.
 
+use weft_batch::{BATCH_BYTES_MAX, BATCH_EVENTS_MAX, BatchError};
+use weft_cluster::errors::over;
 use weft_cluster::ids::{NodeId, PartitionId, ShardId};
 use weft_cluster::view::ClusterView;
 use weft_proto::v1::{Error, ErrorCode, Retry};
 
 /// An error with its code and what a client may do about it.
 pub fn refusal(code: ErrorCode, retry: Retry, message: impl Into<String>) -> Error {
-    Error { code: code.into(), message: message.into(), retry: retry.into(), owner: 0 }
+    Error { code: code.into(), message: message.into(), retry: retry.into(), ..Error::default() }
 }
 
 /// This node does not act for the shard; nothing was proposed.
@@ -30,9 +32,9 @@ pub fn outcome_unknown(what: &str) -> Error {
     refusal(ErrorCode::OutcomeUnknown, Retry::IfIdempotent, message)
 }
 
-/// A named limit is reached; nothing was proposed.
-pub fn overloaded(limit: &str) -> Error {
-    refusal(ErrorCode::Overloaded, Retry::Same, format!("the limit {limit} is reached"))
+/// A limit is reached, named as in the configuration if it is there; nothing was proposed.
+pub fn overloaded(limit: &str, max: u64) -> Error {
+    over(ErrorCode::Overloaded, limit, max, format!("the limit {limit} of {max} is reached"))
 }
 
 /// The disk of the owner, which asks, or those of a majority of the shard's replicas are under their watermark.
@@ -50,6 +52,17 @@ pub fn disk_full(view: &ClusterView, shard: ShardId) -> Error {
 /// The request broke a rule.
 pub fn invalid(message: impl Into<String>) -> Error {
     refusal(ErrorCode::InvalidArgument, Retry::Never, message)
+}
+
+/// What is wrong with a batch, for its sender.
+pub fn bad_batch(error: BatchError) -> Error {
+    let (limit, max) = match error {
+        BatchError::TooLarge { .. } => ("batch_bytes_max", BATCH_BYTES_MAX as u64),
+        BatchError::EventTooLarge { max, .. } => ("event_bytes_max", max as u64),
+        BatchError::TooManyEvents { .. } => ("batch_events_max", BATCH_EVENTS_MAX as u64),
+        _ => return refusal(ErrorCode::InvalidArgument, Retry::Never, error.to_string()),
+    };
+    over(ErrorCode::TooLarge, limit, max, error.to_string())
 }
 
 /// Data on this node's disk failed its check, or could not be read.

@@ -7,9 +7,10 @@ use weft_batch::{BatchError, Limits, Packer};
 use weft_cluster::hashing::partition_of;
 use weft_cluster::ids::{Millis, PartitionId, TopicId};
 use weft_proto::internal::v1::TopicRecord;
-use weft_proto::v1::{Error, ErrorCode, Event};
+use weft_proto::v1::{Error, Event};
 
-use crate::wire::{self, checks};
+use crate::drivers::shard::refusal::bad_batch;
+use crate::wire::checks;
 
 /// A batch and the names of its events, in order.
 pub(super) struct Packed<T> {
@@ -52,7 +53,7 @@ impl<T> Packing<T> {
                 // An empty packer is never full.
                 self.push_to(index, event, now, name).map(|()| full)
             }
-            Err(error) => Err((name, wire::error(ErrorCode::TooLarge, error.to_string()))),
+            Err(error) => Err((name, bad_batch(error))),
         }
     }
 
@@ -78,7 +79,7 @@ impl<T> Packing<T> {
                 names.push(name);
                 Ok(())
             }
-            Err(error) => Err((name, wire::error(ErrorCode::TooLarge, error.to_string()))),
+            Err(error) => Err((name, bad_batch(error))),
         }
     }
 
@@ -94,6 +95,7 @@ impl<T> Packing<T> {
 #[cfg(test)]
 mod tests {
     use weft_batch::Batch;
+    use weft_proto::v1::ErrorCode;
 
     use super::*;
 

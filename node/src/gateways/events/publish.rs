@@ -28,7 +28,8 @@ pub(super) async fn publish(events: &Events, request: Request<PublishRequest>) -
         Ok(permit) => taken.add(permit),
         Err(_) => {
             events.inner.metrics.overloaded.inc();
-            return Err(refusal::overloaded("events.publish_bytes_max"));
+            let max = events.inner.config.publish_bytes_max.as_u64();
+            return Err(refusal::overloaded("events.publish_bytes_max", max));
         }
     }
     let turn = events.inner.turn.fetch_add(1, Ordering::Relaxed);

@@ -202,7 +202,7 @@ impl<'a> Stream<'a> {
         }
         if bytes > BATCH_BYTES_MAX {
             let message = format!("a batch of {bytes} bytes, at most {BATCH_BYTES_MAX}");
-            return Err(wire::error(ErrorCode::TooLarge, message));
+            return Err(wire::over(ErrorCode::TooLarge, "batch_bytes_max", BATCH_BYTES_MAX as u64, message));
         }
         Ok(())
     }

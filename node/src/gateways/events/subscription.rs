@@ -240,7 +240,7 @@ impl Subscription {
             let full = self.acks.len() >= ACKS_WAITING_MAX;
             let part = deliver_request::Frame::Ack(AckFrame { request_id, ranges: ranges.clone() });
             if full || self.deliveries.request(shard, part).is_err() {
-                let error = refusal::overloaded("acks on their way to one shard");
+                let error = refusal::overloaded("subscription_acks_max", ACKS_WAITING_MAX as u64);
                 waiting.refused.extend(ranges.into_iter().map(|range| refuse(range, error.clone())));
             } else {
                 waiting.parts.insert(shard, ranges);

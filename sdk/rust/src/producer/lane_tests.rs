@@ -28,7 +28,7 @@ fn send(lane: &mut Lane, from: u64) -> Vec<(u64, u64)> {
 
 fn refusal(code: ErrorCode) -> Error {
     let retry = if code == ErrorCode::OutcomeUnknown { v1::Retry::IfIdempotent } else { v1::Retry::Never };
-    Error::from(v1::Error { code: code.into(), message: "no".into(), retry: retry.into(), owner: 0 })
+    Error::from(v1::Error { code: code.into(), message: "no".into(), retry: retry.into(), ..v1::Error::default() })
 }
 
 fn refuse(lane: &mut Lane, request: u64, code: ErrorCode) -> Outcome {

@@ -88,7 +88,7 @@ impl Log {
 }
 
 fn refusal(code: ErrorCode, retry: Retry) -> Error {
-    Error { code: code.into(), message: code.as_str_name().into(), retry: retry.into(), owner: 0 }
+    Error { code: code.into(), message: code.as_str_name().into(), retry: retry.into(), ..Error::default() }
 }
 
 /// A node.

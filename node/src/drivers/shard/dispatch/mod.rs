@@ -209,7 +209,9 @@ fn handle(seat: &Arc<Seat>, topic: TopicId, group: GroupId, epoch: Epoch) -> Han
 /// Why the task of the group has let go of a consumer.
 fn cut_off(seat: &Seat, epoch: Epoch) -> Error {
     match seat.acting() {
-        Ok(leadership) if leadership.epoch == epoch => refusal::overloaded("deliveries waiting for one consumer"),
+        Ok(leadership) if leadership.epoch == epoch => {
+            refusal::overloaded("consumer_frames_max", FRAMES_WAITING_MAX as u64)
+        }
         Ok(_) => refusal::not_owner(None),
         Err(error) => error,
     }
