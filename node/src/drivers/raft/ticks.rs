@@ -12,20 +12,13 @@ use tokio::time::{Instant, Sleep};
 const EVERY: Duration = Duration::from_millis(500);
 /// Shorter waits are as long as they say: the registry's ticks, whose elections are quick.
 const LONG: Duration = Duration::from_millis(300);
-/// Tokio's timers know no less. Openraft waits for a microsecond to gather what the storage reports, which would be one
-/// or two of these.
-const SHORT: Duration = Duration::from_millis(1);
-
 /// Since when each runtime counts. In simulation every node has a runtime, and a clock, of its own.
 static BEGAN: Mutex<Vec<(Id, Instant)>> = Mutex::new(Vec::new());
 
-/// Sleeps for `wait`, or until the next common tick after it.
+/// Sleeps for `wait`, or until the next common tick after it. Never shorter: openraft would tick again at once for the
+/// instant that it waits for, until that has come.
 pub(super) fn sleep(wait: Duration) -> Sleep {
     let now = Instant::now();
-    if wait < SHORT {
-        // A deadline that is long over, for one of this very moment waits for the next millisecond, too.
-        return tokio::time::sleep_until(now.checked_sub(EVERY).unwrap_or(now));
-    }
     tokio::time::sleep_until(now + aligned(now - began(now), wait))
 }
 
@@ -50,8 +43,6 @@ fn aligned(since: Duration, wait: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt;
-
     use super::*;
 
     const fn ms(count: u64) -> Duration {
@@ -69,11 +60,5 @@ mod tests {
         }
         let long = EVERY * u32::MAX;
         assert_eq!(aligned(long, ms(406)), ms(406), "after 68 years everybody ticks alone");
-    }
-
-    #[tokio::test]
-    async fn a_microsecond_is_no_millisecond() {
-        assert!(sleep(Duration::from_micros(1)).now_or_never().is_some());
-        assert!(sleep(ms(2)).now_or_never().is_none());
     }
 }

@@ -161,8 +161,7 @@ impl AsyncRuntime for NodeRuntime {
     fn sleep(duration: Duration) -> Self::Sleep {
         TokioRuntime::sleep(duration)
     }
-    /// Openraft sleeps until an instant for two things only: ticks, and the microsecond in which it gathers what the
-    /// storage reports.
+    /// Openraft sleeps until an instant for ticks, and for a microsecond in which it gathers what the storage reports.
     fn sleep_until(deadline: Self::Instant) -> Self::Sleep {
         ticks::sleep(deadline - <Self::Instant as openraft::Instant>::now())
     }
