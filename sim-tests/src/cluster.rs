@@ -424,5 +424,8 @@ fn config(plan: &Plan, node: usize, addresses: &[IpAddr]) -> Config {
     config.storage.segment_bytes = ByteSize::kib(64);
     config.storage.free_bytes_min = ByteSize::mib(1);
     config.storage.ballast_bytes = ByteSize::b(0);
+    if plan.heals {
+        config.storage.scrub_interval = Duration::from_secs(2);
+    }
     config
 }

@@ -28,7 +28,8 @@ struct Segment {
     base: u64,
 }
 
-/// Writes the events on every node's disk into the history, save those of a node whose disk has rotted.
+/// Writes the events on every node's disk into the history, save those of a node whose disk has rotted and is not
+/// healed.
 ///
 /// # Errors
 /// A segment that is damaged although nothing was done to its disk; a batch stamped in the future although a majority
@@ -37,7 +38,7 @@ pub(crate) fn read(plan: &Plan, cluster: &Cluster<'_>, history: &History) -> Res
     let now = EPOCH + cluster.sim.elapsed();
     let latest = plan.clocks_can_be_told().then(|| (now + CLOCKS_APART).as_millis() as i64);
     for (number, control) in cluster.controls.iter().enumerate() {
-        if !plan.rots(number) {
+        if plan.heals || !plan.rots(number) {
             read_node(&control.name, &control.disk, latest, history)?;
         }
     }

@@ -31,6 +31,8 @@ pub struct Plan {
     pub group: Habits,
     /// Both instances of the service have the first node as their home.
     pub one_home: bool,
+    /// Segments are scrubbed every 2 s, and a disk that has rotted must be whole again at the end.
+    pub heals: bool,
 }
 
 /// How consumers of the group behave while the storm lasts.
@@ -42,13 +44,21 @@ pub struct Habits {
     pub leaves_per_mille: u32,
     /// And so many are forgotten: neither acked nor nacked.
     pub forgets_per_mille: u32,
+    /// And so many are nacked.
+    pub nacks_per_mille: u32,
     /// The first consumers do not read what is delivered to them: so many.
     pub slow: usize,
 }
 
 impl Default for Habits {
     fn default() -> Habits {
-        Habits { ack_deadline: Duration::from_secs(3), leaves_per_mille: 3, forgets_per_mille: 15, slow: 0 }
+        Habits {
+            ack_deadline: Duration::from_secs(3),
+            leaves_per_mille: 3,
+            forgets_per_mille: 15,
+            nacks_per_mille: 15,
+            slow: 0,
+        }
     }
 }
 
@@ -111,7 +121,7 @@ impl Fault {
 }
 
 /// A year in milliseconds.
-const YEAR_MS: i64 = 365 * 24 * 3600 * 1000;
+pub const YEAR_MS: i64 = 365 * 24 * 3600 * 1000;
 
 impl Plan {
     /// The run of a seed.
@@ -129,6 +139,7 @@ impl Plan {
             disks_lie: false,
             group: Habits::default(),
             one_home: false,
+            heals: false,
         };
         plan.draw_faults(&mut dice);
         // Dice of their own, so that the other seeds stay what they were.
@@ -154,6 +165,7 @@ impl Plan {
             disks_lie: false,
             group: Habits::default(),
             one_home: false,
+            heals: false,
         }
     }
 

@@ -18,6 +18,8 @@ const FOUND_MAX: Duration = Duration::from_secs(60);
 const DRAIN_MAX: Duration = Duration::from_secs(120);
 /// The cluster stays as it is for this long before the disks are compared.
 const REST: Duration = Duration::from_secs(4);
+/// Or for this long: a scrub finds what has rotted, and the replica is filled again from the others, one by one.
+const HEAL: Duration = Duration::from_secs(40);
 
 /// Broken promises that a verdict lists.
 const BROKEN_SHOWN_MAX: usize = 40;
@@ -121,7 +123,7 @@ fn weather(plan: &Plan, cluster: &mut Cluster<'_>, history: &History) -> Result<
     });
     until(cluster, &shared, Phase::Done, DRAIN_MAX, true)?;
     // What is committed reaches the replicas that lag, and their segments.
-    for_a_while(cluster, REST, true)?;
+    for_a_while(cluster, if plan.heals { HEAL } else { REST }, true)?;
     crate::ondisk::read(plan, cluster, history)
 }
 

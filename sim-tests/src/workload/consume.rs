@@ -10,8 +10,6 @@ use crate::history::What;
 
 /// The group's name.
 pub(super) const GROUP: &str = "workers";
-/// Deliveries of a thousand that are given back.
-const NACKS_PER_MILLE: u32 = 15;
 
 /// A member of the group. It handles each event for a while, and now and then forgets one, gives one back or
 /// leaves and joins again.
@@ -20,7 +18,7 @@ pub(super) async fn consumer(shared: Shared, number: usize) {
     let mut dice = shared.dice(20 + number as u64);
     let habits = shared.habits;
     let forgets = habits.forgets_per_mille;
-    let nacks = forgets + NACKS_PER_MILLE;
+    let nacks = forgets + habits.nacks_per_mille;
     let leaves = nacks + habits.leaves_per_mille;
     loop {
         let client = shared.connect_surely(number).await;

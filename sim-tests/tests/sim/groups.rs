@@ -65,7 +65,8 @@ fn what_a_consumer_had_through_a_dead_node_comes_again_at_once() {
     for fault in
         [Fault::Kill { node: 0, away: ms(8_000) }, Fault::Partition { side: vec![0], clients: true, lasts: ms(8_000) }]
     {
-        let group = Habits { ack_deadline: ACK_DEADLINE, leaves_per_mille: 0, forgets_per_mille: 300, slow: 0 };
+        let group =
+            Habits { ack_deadline: ACK_DEADLINE, leaves_per_mille: 0, forgets_per_mille: 300, ..Habits::default() };
         let verdict = sound(Plan { group, ..plan(32, ms(9_000), vec![(ms(4_000), fault.clone())]) });
         let name = if matches!(fault, Fault::Kill { .. }) { "Kill" } else { "Partition" };
         let gone = noted(&verdict, name).expect("the fault begins");

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use weft_sim::history::What;
-use weft_sim::plan::{Fault, Plan};
+use weft_sim::history::{Place, What};
+use weft_sim::plan::{Fault, Habits, Plan, YEAR_MS};
 use weft_sim::run::{Outputs, Verdict, run};
 
 pub(crate) const fn ms(count: u64) -> Duration {
@@ -152,6 +152,48 @@ fn disks_that_fill_at_once_everywhere_hold_everything_up_and_lose_nothing() {
 fn rotten_segments_are_read_elsewhere() {
     let verdict = sound(plan(10, ms(6_000), vec![(ms(3_000), Fault::RottenSegments { node: 0, dice: 1 })]));
     assert!(noted(&verdict, "has flipped").is_some(), "the node had segments");
+}
+
+/// The damage is found by the scrub if nothing else reads it, the replica is fenced, and a new one is filled from the
+/// others. That all disks hold the same at the end, this one too, is P2; that none holds damage, P9.
+#[test]
+fn rotten_segments_are_found_and_healed() {
+    let rot = |node, dice| (ms(3_000), Fault::RottenSegments { node, dice });
+    let verdict = sound(Plan { heals: true, ..plan(12, ms(6_000), vec![rot(0, 1)]) });
+    assert!(noted(&verdict, "has flipped").is_some(), "the node had segments");
+    let held = |name: &str| {
+        verdict.history.iter().filter(|entry| matches!(&entry.what, What::OnDisk { node, .. } if node == name)).count()
+    };
+    assert!(held("n1") > 500 && held("n1") == held("n2"), "{} of {}", held("n1"), held("n2"));
+}
+
+/// Time decides when, never who: neither the order of events, nor ownership, nor a group's ack deadlines look at a wall
+/// clock.
+#[test]
+fn wall_clocks_that_jump_by_a_year_delay_nothing() {
+    let jump = |at, node, by_ms| (ms(at), Fault::Clock { node, by_ms });
+    let faults = vec![
+        jump(2_500, 0, YEAR_MS),
+        jump(3_500, 1, -YEAR_MS),
+        jump(4_500, 2, YEAR_MS),
+        jump(5_500, 0, -2 * YEAR_MS),
+        jump(6_500, 2, -YEAR_MS),
+    ];
+    let group = Habits { leaves_per_mille: 0, nacks_per_mille: 0, forgets_per_mille: 60, ..Habits::default() };
+    let verdict = sound(Plan { group, ..plan(13, ms(9_000), faults) });
+    let gap = longest_gap(&verdict, noted(&verdict, "Clock").expect("a clock jumps"));
+    assert!(gap < ms(1_000), "no failover: {gap:?}");
+    let mut given: BTreeMap<Place, Duration> = BTreeMap::new();
+    let mut again = Vec::new();
+    for entry in &verdict.history {
+        if let What::Delivered { partition, offset, .. } = entry.what {
+            let at = Duration::from_micros(entry.at_us);
+            again.extend(given.insert((partition, offset), at).map(|before| at - before));
+        }
+    }
+    assert!(again.len() > 5, "what is forgotten comes again");
+    let deadline = group.ack_deadline;
+    assert!(again.iter().all(|wait| *wait + ms(100) > deadline && *wait < deadline + ms(1_000)), "{again:?}");
 }
 
 /// The clients lose every node, and what they have sent meanwhile comes at once when they are back.
