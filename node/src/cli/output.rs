@@ -1,11 +1,15 @@
 //! What is printed to stdout: tables for people, JSON for machines. A reader that goes away ends the command.
 
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
+use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 
 use super::failure::Failure;
+
+/// Output is flushed when nothing came for this long.
+pub(super) const QUIET: Duration = Duration::from_millis(20);
 
 /// Buffered stdout.
 pub(crate) struct Output {

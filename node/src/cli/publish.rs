@@ -13,7 +13,7 @@ use weft_sdk::{Ack, Event, EventReceipt, Pending, Producer};
 use super::args::{AckLevel, Publish};
 use super::failure::Failure;
 use super::input::{self, Bad, Defaults, Row, Source};
-use super::output::Output;
+use super::output::{Output, QUIET};
 use super::{encode, server};
 
 /// Receipts waited for with `--json`; the input is read no further meanwhile.
@@ -213,6 +213,12 @@ async fn take(
         let chunk = tokio::select! {
             biased;
             _ = &mut stop => { taken.interrupted = true; return Ok(taken); }
+            // Whoever feeds rows one by one reads each receipt before the input ends.
+            () = tokio::time::sleep(QUIET), if !receipts.waiting.is_empty() || output.is_dirty() => {
+                receipts.print(RECEIPTS_WAITING_MAX, output).await?;
+                output.flush()?;
+                continue;
+            }
             chunk = rows.recv() => match chunk {
                 Some(Ok(chunk)) => chunk,
                 Some(Err(bad)) => { taken.bad = Some(bad); return Ok(taken); }

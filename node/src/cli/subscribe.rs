@@ -1,18 +1,15 @@
 //! `weft subscribe`.
 
 use serde_json::{Map, Value};
-use tokio::time::Duration;
 use weft_sdk::{Consumer, Event, Observer};
 
 use super::args::Subscribe;
 use super::failure::Failure;
-use super::output::Output;
+use super::output::{Output, QUIET};
 use super::{encode, server};
 
 /// Events of a group in flight; no more than are to be printed.
 const CREDIT: u64 = 256;
-/// Output is flushed when nothing came for this long.
-const QUIET: Duration = Duration::from_millis(20);
 
 /// One event with its place.
 struct Line<'a> {

@@ -1,6 +1,6 @@
 //! Observers: packed batches as they are stored, decoded when asked, and resumed where they were.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,6 +36,9 @@ pub struct Observer {
     feeds: SelectAll<Feed>,
     /// Per feed number: what is needed to go on.
     open: BTreeMap<u64, FeedState>,
+    /// Feeds to be opened, and not before when. Kept here, so that a `next` that is dropped half-way forgets none.
+    reopen: VecDeque<SubscribeOpen>,
+    rest_until: Option<Instant>,
     next_feed: u64,
     /// The next offset of each partition.
     positions: BTreeMap<u32, u64>,
@@ -112,6 +115,8 @@ impl Observer {
             template: template.clone(),
             feeds: SelectAll::new(),
             open: BTreeMap::new(),
+            reopen: VecDeque::new(),
+            rest_until: None,
             next_feed: 0,
             current: None,
             tries: 0,
@@ -125,7 +130,7 @@ impl Observer {
         &self.topic
     }
 
-    /// The next event; `None` at the end (with `until_end`).
+    /// The next event; `None` at the end (with `until_end`). The future may be dropped at any time: nothing is skipped.
     ///
     /// # Errors
     /// What cannot be healed by another node: `UnknownTopic`, `OffsetTrimmed`, `Corrupt` records.
@@ -157,6 +162,7 @@ impl Observer {
     /// As of [`Observer::next`].
     pub async fn next_batch(&mut self) -> Result<Option<ObservedBatch>, Error> {
         loop {
+            self.go_on().await?;
             let Some((feed, response)) = self.feeds.next().await else {
                 if self.open.is_empty() {
                     return Ok(None);
@@ -164,7 +170,7 @@ impl Observer {
                 // Streams that ended without a word.
                 let lost: Vec<u64> = self.open.keys().copied().collect();
                 for feed in lost {
-                    self.resume(feed, Error::Lost("the node ended the subscription".into())).await?;
+                    self.resume(feed, Error::Lost("the node ended the subscription".into()))?;
                 }
                 continue;
             };
@@ -180,7 +186,7 @@ impl Observer {
             match outcome {
                 Ok(Some(batch)) => return Ok(Some(batch)),
                 Ok(None) => {}
-                Err(error) => self.resume(feed, error).await?,
+                Err(error) => self.resume(feed, error)?,
             }
         }
     }
@@ -207,15 +213,15 @@ impl Observer {
         Ok(Some(ObservedBatch { partition: frame.partition, from_offset, batch }))
     }
 
-    /// Goes on where a lost feed was, one feed for each partition, because each is at another offset.
-    async fn resume(&mut self, feed: u64, error: Error) -> Result<(), Error> {
+    /// Plans to go on where a lost feed was, one feed for each partition, because each is at another offset.
+    fn resume(&mut self, feed: u64, error: Error) -> Result<(), Error> {
         let Some(state) = self.open.remove(&feed) else { return Ok(()) };
         if error.retry() == Retry::Never {
             return Err(error);
         }
         tracing::debug!(%error, "an observer goes on elsewhere");
         self.client.doubt(&state.connection, &error);
-        tokio::time::sleep(self.client.backoff(self.tries)).await;
+        self.rest_until = Some(Instant::now() + self.client.backoff(self.tries));
         self.tries = self.tries.saturating_add(1);
         let partitions = match state.partition {
             Some(partition) => partition..partition + 1,
@@ -231,7 +237,20 @@ impl Observer {
                 open.start = StartAt::Offset.into();
                 open.offset = position;
             }
+            self.reopen.push_back(open);
+        }
+        Ok(())
+    }
+
+    /// Opens the feeds that `resume` planned. One leaves the plan only once it is open.
+    async fn go_on(&mut self) -> Result<(), Error> {
+        if let Some(until) = self.rest_until {
+            tokio::time::sleep_until(until).await;
+            self.rest_until = None;
+        }
+        while let Some(open) = self.reopen.front().cloned() {
             self.subscribe(open).await?;
+            self.reopen.pop_front();
         }
         Ok(())
     }
