@@ -87,6 +87,11 @@ impl State {
         self.instances.get(&id)
     }
 
+    /// Whether an instance was there in this prefix of the log and is no more. False for one that may be too new for it.
+    pub fn instance_gone(&self, id: InstanceId) -> bool {
+        id.0 > 0 && id.0 < self.next_instance_id && !self.instances.contains_key(&id)
+    }
+
     /// All instances, by id.
     pub fn instances(&self) -> impl Iterator<Item = &Arc<InstanceRecord>> {
         self.instances.values()

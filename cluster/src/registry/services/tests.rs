@@ -118,7 +118,9 @@ fn a_service_goes_with_its_last_instance_unless_it_has_settings() {
     let mut log = Log::founded();
     let id = log.put("shop", &["shop.Cart"], "h:1");
     log.refused(remove(id, 2), ErrorCode::NotFound, "another home");
+    assert!(!log.0.instance_gone(InstanceId(id)), "it is there");
     log.ok(remove(id, 1));
+    assert!(log.0.instance_gone(InstanceId(id)) && !log.0.instance_gone(InstanceId(id + 1)), "one was, one may come");
     assert!(log.0.service("", "shop").is_none() && log.0.service_of_grpc("", "shop.Cart").is_none());
     log.refused(remove(id, 0), ErrorCode::NotFound, "no instance i1");
 

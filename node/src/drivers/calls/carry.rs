@@ -66,7 +66,7 @@ impl Calls {
             }
             tries.instances.push(member.id());
             if failed.homeless && rotation.is_tried(&tries.instances) {
-                // The link knows before the view does that the home is gone. This was no try at an instance.
+                // The home node or the link to it knows before the view does that it is gone. This was no try at an instance.
                 tries.attempts -= 1;
                 Box::pin(inner.wait(&view, call, &mut tries, Failure::Failed(failed), client)).await?;
             } else {

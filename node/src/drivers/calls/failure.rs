@@ -24,7 +24,7 @@ pub struct Failed {
     pub not_sent: bool,
     /// The instance could not be reached: others should be tried first.
     pub unreachable: bool,
-    /// There was no link to its home node: the view will say so.
+    /// There was no link to its home node, or the node did not know of it: the view will say so.
     pub homeless: bool,
 }
 
@@ -40,7 +40,7 @@ impl Failure {
         Failure::Failed(Failed { error, not_sent: true, unreachable: true, homeless: false })
     }
 
-    /// There is no link to the instance's home node, and none comes now.
+    /// There is no way to the instance as the view has it, and none comes now.
     pub(super) fn homeless(message: impl Into<String>) -> Failure {
         let error = error(ErrorCode::Unreachable, message);
         Failure::Failed(Failed { error, not_sent: true, unreachable: true, homeless: true })

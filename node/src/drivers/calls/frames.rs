@@ -156,14 +156,14 @@ pub(super) fn continued(id: u64) -> Parts {
 
 /// A failure as the peer is told it.
 pub(super) fn failure(failed: Failed) -> CallFailure {
-    CallFailure { error: Some(failed.error), not_sent: failed.not_sent }
+    CallFailure { error: Some(failed.error), not_sent: failed.not_sent, homeless: failed.homeless }
 }
 
 /// A failure as the peer tells it. It is the home node that knows whether the instance could be reached.
 pub(super) fn failed(failure: CallFailure) -> Failure {
     let error = failure.error.unwrap_or_default();
     let unreachable = failure.not_sent && error.code() == weft_proto::v1::ErrorCode::Unreachable;
-    Failure::Failed(Failed { error, not_sent: failure.not_sent, unreachable, homeless: false })
+    Failure::Failed(Failed { error, not_sent: failure.not_sent, unreachable, homeless: failure.homeless })
 }
 
 /// The head of an answer.

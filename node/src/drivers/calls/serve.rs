@@ -1,4 +1,4 @@
-//! The home node's side: calls that other nodes bring for instances whose home is here. They go no further.
+//! The home node's side: calls that other nodes bring for instances whose home is here. They go to no other node.
 
 use std::future::pending;
 use std::pin::pin;
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Response};
 use prost::Message;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use weft_cluster::caller::Caller;
 use weft_cluster::ids::{InstanceId, NodeId};
 use weft_proto::internal::v1::{CallHead, CallOpen, InstanceRecord, call_answer, call_open};
@@ -19,7 +19,8 @@ use super::body::{Client, Opening, Part, Source, Target};
 use super::call::Call;
 use super::failure::Failure;
 use super::linked::{LinkClient, LinkSource};
-use super::{Calls, frames, linked, metrics};
+use super::metrics::Open;
+use super::{Calls, Inner, frames, linked};
 use crate::drivers::link::{Lane, LinkStream, Parts};
 use crate::host::Promise;
 
@@ -35,7 +36,7 @@ impl Calls {
         Box::pin(async move {
             let mut head = CallHead::decode(body).map_err(|error| format!("the call is not readable: {error}"))?;
             let (body, id) = (std::mem::take(&mut head.body), head.call);
-            let (call, instance) = match calls.accept(head) {
+            let (call, instance) = match calls.accept(head).await {
                 Ok(accepted) => accepted,
                 Err(failure) => return Ok(answer_of(failure)),
             };
@@ -72,34 +73,38 @@ impl Calls {
         };
         let (source, target) = linked::ends(stream, true);
         let mut client = LinkClient::new(target);
-        let ended = match self.accept(head) {
+        let ended = match self.accept(head).await {
             Ok((call, instance)) => self.serve(&instance, &call, Opening::new(source), &mut client).await,
             Err(failure) => Err(failure),
         };
         client.end(ended).await;
     }
 
-    /// The call in a peer's frame, and the instance that it is for.
+    /// The call in a peer's frame, and the instance that it is for. Views differ for a moment after an instance has got
+    /// another home: whichever node the call has come to brings it to the instance.
     ///
     /// # Errors
-    /// `UNREACHABLE` if the instance is gone or has another home; not sent.
-    fn accept(&self, mut head: CallHead) -> Result<(Call, Arc<InstanceRecord>), Failure> {
+    /// `UNREACHABLE` if the instance is gone; not sent.
+    async fn accept(&self, mut head: CallHead) -> Result<(Call, Arc<InstanceRecord>), Failure> {
         let now = Instant::now();
         let id = InstanceId(head.instance);
         let caller = Caller::from_wire(head.caller.take());
-        let view = self.inner.view.borrow().clone();
-        let instance = view.registry.instance(id).filter(|instance| instance.home == self.inner.me.0);
-        let Some(instance) = instance else {
-            tracing::debug!(%caller, instance = %id, "a call comes for an instance that is not at home here");
-            return Err(Failure::unreachable(format!("instance {id} is not at home here (any more)")));
-        };
         let deadline = (head.timeout_us > 0).then(|| now.checked_add(Duration::from_micros(head.timeout_us))).flatten();
+        let known = self.inner.view.borrow().registry.instance(id).cloned();
+        let instance = match known {
+            Some(instance) => instance,
+            // A box of its own, so that it takes no room in calls that do not wait.
+            None => Box::pin(self.inner.learn(id, now, deadline)).await.ok_or_else(|| {
+                tracing::debug!(%caller, instance = %id, "a call comes for an instance that is not known here");
+                Failure::homeless(format!("instance {id} is not known at its home node (any more)"))
+            })?,
+        };
         let bad = |reason: String| Failure::refused(ErrorCode::InvalidArgument, reason);
         let (uri, headers) = frames::request_of(&mut head).map_err(bad)?;
         let call = Call::new(uri, headers, caller);
         let mut call = call.ok_or_else(|| bad("the path names no method".into()))?;
         call.deadline = deadline;
-        Ok((call, instance.clone()))
+        Ok((call, instance))
     }
 
     async fn serve(
@@ -111,13 +116,30 @@ impl Calls {
     ) -> Result<(), Failure> {
         let counted = self.metrics();
         counted.served.inc();
-        let _open = metrics::Open::new(&counted.served_open);
+        let _open = Open::new(&counted.served_open);
         source.gather()?;
         let local = pin!(self.local(instance, call, &mut source, client, || {}));
         match call.deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline, local).await.unwrap_or_else(|_| Err(Failure::late())),
+            Some(deadline) => timeout_at(deadline, local).await.unwrap_or_else(|_| Err(Failure::late())),
             None => local.await,
         }
+    }
+}
+
+impl Inner {
+    /// An instance that this node does not know of. If its copy of the registry is too old for it (a node that has just
+    /// started), it waits as long as a call waits for an instance.
+    async fn learn(&self, id: InstanceId, now: Instant, deadline: Option<Instant>) -> Option<Arc<InstanceRecord>> {
+        let (config, waiting) = (&self.shared.config, &self.shared.metrics.waiting);
+        if usize::try_from(waiting.get()).is_ok_and(|waiting| waiting >= config.waiting_max) {
+            return None;
+        }
+        let _waiting = Open::new(waiting);
+        let until = now + config.instance_wait;
+        let mut views = self.view.clone();
+        let settled = views.wait_for(|view| view.registry.instance(id).is_some() || view.registry.instance_gone(id));
+        let view = timeout_at(deadline.map_or(until, |deadline| deadline.min(until)), settled).await.ok()?.ok()?;
+        view.registry.instance(id).cloned()
     }
 }
 

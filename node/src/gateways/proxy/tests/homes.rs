@@ -56,3 +56,28 @@ async fn a_call_waits_for_the_view_when_the_link_to_its_home_is_lost() {
     let (answer, ()) = tokio::join!(call(&client, request("Unary"), "x"), moved);
     assert_eq!((answer.expect("answered").status().code(), instance.calls()), (tonic::Code::Ok, 1));
 }
+
+#[tokio::test]
+async fn a_home_that_has_just_started_waits_for_the_registry() {
+    let (net, near, far) = pair(2).await;
+    let (instance, client) = (Instance::start(&net, 80), near.client().await);
+    let none = || view(far.id(), &[], &[]);
+    let known = far.view.borrow().clone();
+    far.view.send_replace(Arc::new(weft_cluster::view::ClusterView { registry: Arc::default(), ..none() }));
+    let learned = async {
+        until(|| far.calls.metrics().waiting.get() == 1).await;
+        far.view.send_replace(known);
+    };
+    let (answer, ()) = tokio::join!(call(&client, request("Unary"), "x"), learned);
+    assert_eq!((answer.expect("answered").status().code(), instance.calls()), (tonic::Code::Ok, 1));
+
+    // If the instance is gone it does not wait; the client's node does, for a view of its own without the instance.
+    far.view.send_replace(Arc::new(none()));
+    let learned = async {
+        until(|| near.calls.metrics().waiting.get() == 1).await;
+        near.view.send_replace(Arc::new(none()));
+    };
+    let (answer, ()) = tokio::join!(call(&client, request("Unary"), "x"), learned);
+    assert_eq!((answer.expect("answered").code(), instance.calls()), (ErrorCode::NoInstance, 1));
+    assert_eq!(far.calls.metrics().waiting.get(), 0);
+}

@@ -95,16 +95,18 @@ async fn a_cancelled_call_is_cancelled_through_the_link() {
 }
 
 #[tokio::test]
-async fn the_home_node_forwards_no_call_and_a_lost_link_is_told() {
-    let (net, near, _far) = pair(1).await;
+async fn a_call_for_an_instance_that_moves_goes_to_it_from_its_former_home() {
+    let (net, near, far) = pair(1).await;
+    let instance = Instance::start(&net, 80);
     let answer = call(&near.client().await, request("Unary"), "x").await.expect("answered");
-    assert_eq!(answer.code(), ErrorCode::Unreachable);
-    assert!(answer.status().message().contains("not at home here"), "{:?}", answer.status());
+    assert_eq!((answer.status().code(), instance.calls()), (tonic::Code::Ok, 1));
+    assert_eq!(far.calls.metrics().served.get(), 1, "the former home brought it there");
+    assert_eq!(near.calls.metrics().served.get(), 0, "it was not sent back");
+}
 
-    let (net, near, far) = {
-        drop((net, near));
-        pair(2).await
-    };
+#[tokio::test]
+async fn a_lost_link_is_told() {
+    let (net, near, far) = pair(2).await;
     let instance = Instance::start(&net, 80);
     let client = near.client().await;
     let mut whole = client.clone().ready().await.expect("open");
