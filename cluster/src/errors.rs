@@ -118,8 +118,8 @@ pub fn error(code: ErrorCode, message: impl Into<String>) -> Error {
     Error { code: code.into(), message: message.into(), retry: row_of(code).retry.into(), ..Error::default() }
 }
 
-/// An error of a limit, TOO_LARGE or OVERLOADED. `limit`: its key in the configuration, or its name in lower case;
-/// `max`: its value.
+/// An error of a limit: TOO_LARGE, OVERLOADED, or OUTCOME_UNKNOWN of an answer that is over it. `limit`: its key in the
+/// configuration, or its name in lower case; `max`: its value.
 pub fn over(code: ErrorCode, limit: impl Into<String>, max: u64, message: impl Into<String>) -> Error {
     Error { limit: limit.into(), limit_max: max, ..error(code, message) }
 }

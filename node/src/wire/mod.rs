@@ -2,6 +2,7 @@
 
 pub mod checks;
 mod frames;
+pub mod headers;
 pub mod hops;
 mod outflow;
 mod status;

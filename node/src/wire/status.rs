@@ -72,8 +72,9 @@ pub fn errors_page() -> String {
          the two equal (`WEFT_BLESS=1 cargo test -p weft-node wire::` writes this file anew).\n\n\
          Over gRPC a code travels as `google.rpc.ErrorInfo` in the status details: `reason` is the name below, `domain` is\n\
          `weft`, `metadata` holds `retry`; with `NOT_OWNER`, `owner` (the owner's node id in hex, if it is known); with\n\
-         `TOO_LARGE` and `OVERLOADED`, `limit` and `limit_max`: which limit was hit, by its key in the configuration if it\n\
-         has one there (`events.publish_bytes_max`), and its value.\n\
+         `TOO_LARGE` and `OVERLOADED`, and with `OUTCOME_UNKNOWN` if an instance's answer was too large, `limit` and\n\
+         `limit_max`: which limit was hit, by its key in the configuration if it has one there\n\
+         (`events.publish_bytes_max`), and its value.\n\
          Codes with retry `SAME` also carry `google.rpc.RetryInfo`.\n\n\
          | retry | what a client may do |\n|---|---|\n\
          | `NEVER` | The same request will fail again. |\n\

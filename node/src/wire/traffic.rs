@@ -49,13 +49,17 @@ pub struct Traffic {
     /// What is read before anything of the connection.
     first: Bytes,
     frames: Option<Frames>,
+    /// The largest header block that may come, as it is sent, and what is said of a larger one.
+    block_bytes_max: usize,
+    block_rule: &'static str,
     pulse: Arc<Pulse>,
 }
 
 impl Traffic {
     /// Counts what passes over `io`.
     pub fn new(io: Box<dyn Io>) -> Traffic {
-        Traffic { io, first: Bytes::new(), frames: None, pulse: Arc::default() }
+        let (block_bytes_max, block_rule) = (usize::MAX, "");
+        Traffic { io, first: Bytes::new(), frames: None, block_bytes_max, block_rule, pulse: Arc::default() }
     }
 
     /// `first` was read already, and is to be read again.
@@ -66,6 +70,12 @@ impl Traffic {
     /// What comes after the bytes read first is HTTP/2: its resets are counted, too.
     pub fn counting_resets(self) -> Traffic {
         Traffic { frames: Some(Frames::default()), ..self }
+    }
+
+    /// What comes is HTTP/2: header blocks of more than `bytes_max` bytes, as they are sent, break the connection with
+    /// the error `rule`.
+    pub fn bounding_headers(self, bytes_max: usize, rule: &'static str) -> Traffic {
+        Traffic { frames: Some(Frames::default()), block_bytes_max: bytes_max, block_rule: rule, ..self }
     }
 
     /// What is counted.
@@ -99,9 +109,12 @@ impl AsyncRead for Traffic {
         let read = &buffer.filled()[before..];
         if !read.is_empty() {
             wire.pulse.read_bytes.fetch_add(read.len() as u64, Ordering::Relaxed);
-            let resets = wire.frames.as_mut().map_or(0, |frames| frames.resets(read));
-            if resets > 0 {
-                wire.pulse.resets.fetch_add(resets, Ordering::Relaxed);
+            if let Some(frames) = &mut wire.frames {
+                frames.read(read);
+                wire.pulse.resets.store(frames.resets, Ordering::Relaxed);
+                if frames.block_bytes_most > wire.block_bytes_max {
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, wire.block_rule)));
+                }
             }
         }
         polled

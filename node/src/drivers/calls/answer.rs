@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use super::body::{H2Source, Part, Source};
 use super::failure::Failure;
+use crate::wire::headers::list_bytes;
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 /// What the names of binary metadata end in.
@@ -20,6 +21,7 @@ const SHOWN_BYTES_MAX: usize = 64;
 /// The body of an instance's answer. It ends as gRPC wants it: with trailers that hold a status.
 pub(super) struct Answer {
     body: H2Source,
+    header_bytes_max: u64,
     /// It is gRPC: its end must say a status.
     wants_status: bool,
     /// It has ended without one.
@@ -27,19 +29,26 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// The answer that `head` begins; `end`: it has no body.
+    /// The answer that `head` begins; `end`: it has no body. Its head and its trailers have `header_bytes_max` bytes
+    /// (`calls.header_bytes_max`) at most, each.
     ///
     /// # Errors
     /// It is not one that a client may see.
-    pub(super) fn new(head: &Response<()>, body: H2Source, end: bool) -> Result<Answer, Failure> {
+    pub(super) fn new(
+        head: &Response<()>,
+        body: H2Source,
+        end: bool,
+        header_bytes_max: u64,
+    ) -> Result<Answer, Failure> {
         let headers = head.headers();
+        measure("metadata", headers, header_bytes_max)?;
         check(headers)?;
         let content_type = headers.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
         let wants_status = head.status() == StatusCode::OK && content_type.starts_with(b"application/grpc");
         if end && wants_status && !headers.contains_key(STATUS) {
             return Err(no_status());
         }
-        Ok(Answer { body, wants_status, short: false })
+        Ok(Answer { body, header_bytes_max, wants_status, short: false })
     }
 }
 
@@ -54,6 +63,7 @@ impl Source for Answer {
                 Ok(Part::Data(data, false))
             }
             Part::Trailers(trailers) => {
+                measure("trailers", &trailers, self.header_bytes_max)?;
                 check(&trailers)?;
                 match self.wants_status && !trailers.contains_key(STATUS) {
                     true => Err(no_status()),
@@ -72,6 +82,17 @@ impl Source for Answer {
 
 fn no_status() -> Failure {
     Failure::unknown("the instance ended its answer without a grpc-status")
+}
+
+/// Refuses what is larger than `calls.header_bytes_max`.
+fn measure(what: &str, headers: &HeaderMap, bytes_max: u64) -> Result<(), Failure> {
+    let bytes = list_bytes(headers);
+    if bytes as u64 <= bytes_max {
+        return Ok(());
+    }
+    let message =
+        format!("the instance answered with {what} of {bytes} bytes, more than calls.header_bytes_max ({bytes_max})");
+    Err(Failure::over("calls.header_bytes_max", bytes_max, message))
 }
 
 /// Checks what gRPC says of an answer's head and trailers.

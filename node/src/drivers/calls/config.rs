@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::wire::hops;
 
+/// The most that `header_bytes_max` may be.
+pub(super) const HEADER_BYTES_MOST: u64 = 128 << 10;
+
 /// How calls of users' services are brought to their instances.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -31,6 +34,9 @@ pub struct CallsConfig {
     pub stream_window: ByteSize,
     /// Bytes that an instance may send on one connection before they have been passed on.
     pub connection_window: ByteSize,
+    /// The metadata of an instance's answer, and its trailers: bytes of each as HTTP/2 counts them (names, values and 32
+    /// for each entry).
+    pub header_bytes_max: ByteSize,
     /// PEM file of the certificates that are trusted to sign those of instances with TLS that bring none of their own;
     /// empty: none.
     pub tls_ca: PathBuf,
@@ -63,6 +69,7 @@ impl Default for CallsConfig {
             idle_timeout: Duration::from_secs(300),
             stream_window: ByteSize::mib(1),
             connection_window: ByteSize::mib(8),
+            header_bytes_max: ByteSize::kib(64),
             tls_ca: PathBuf::new(),
             attempts_max: 3,
             retry_percent: 20,
@@ -116,6 +123,9 @@ impl CallsConfig {
             if value < least || value > ByteSize::gib(1) {
                 return Err(format!("calls.{key} is {value}, but must be {least} to 1 GiB"));
             }
+        }
+        if !((8 << 10)..=HEADER_BYTES_MOST).contains(&self.header_bytes_max.as_u64()) {
+            return Err(format!("calls.header_bytes_max is {}, but must be 8 KiB to 128 KiB", self.header_bytes_max));
         }
         Ok(())
     }

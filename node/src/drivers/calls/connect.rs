@@ -7,15 +7,22 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::SendRequest;
 
+use super::config::HEADER_BYTES_MOST;
 use super::{CallsConfig, Shared};
 use crate::drivers::endpoint::{Endpoint, Speaks};
 use crate::host::Io;
 use crate::wire::{Pulse, Traffic};
 
-/// All headers of one answer together.
-const HEADER_BYTES_MAX: u32 = 64 << 10;
 /// The largest HTTP/2 frame taken from an instance.
 const FRAME_BYTES_MAX: u32 = 128 << 10;
+/// The largest header block taken from an instance, as it is sent.
+const BLOCK_BYTES_MAX: usize = 256 << 10;
+const BLOCK_RULE: &str = "headers of more than 256 KiB came: calls.header_bytes_max says how many may";
+/// Where h2 cuts headers: of trailers it then passes on what came before, without a sign. One header of a block is not
+/// longer than Huffman's code makes of the whole block (5 bits of it are a byte), or than h2's table of 4 KiB. So what
+/// h2 leaves of headers that it cuts is more than the limit, and is found to be too large.
+const CUT_BYTES: u32 = 2 << 20;
+const _: () = assert!(BLOCK_BYTES_MAX * 8 / 5 + HEADER_BYTES_MOST as usize + (8 << 10) < CUT_BYTES as usize);
 
 /// A connection that is up.
 pub(super) struct Opened {
@@ -43,7 +50,7 @@ async fn open_now(endpoint: &Endpoint, shared: &Shared) -> Result<Opened, String
 /// The handshake, and a ping that must be answered: only what speaks HTTP/2 does. Its answer comes after the
 /// instance's settings, so its limit on streams is known from then on.
 async fn greet(io: Box<dyn Io>, config: &CallsConfig) -> Result<Opened, String> {
-    let io = Traffic::new(io);
+    let io = Traffic::new(io).bounding_headers(BLOCK_BYTES_MAX, BLOCK_RULE);
     let pulse = io.pulse();
     let window = |size: bytesize::ByteSize| u32::try_from(size.as_u64()).unwrap_or(u32::MAX >> 1).min(u32::MAX >> 1);
     let mut builder = h2::client::Builder::new();
@@ -51,7 +58,7 @@ async fn greet(io: Box<dyn Io>, config: &CallsConfig) -> Result<Opened, String> 
         .initial_window_size(window(config.stream_window))
         .initial_connection_window_size(window(config.connection_window))
         .max_frame_size(FRAME_BYTES_MAX)
-        .max_header_list_size(HEADER_BYTES_MAX)
+        .max_header_list_size(CUT_BYTES)
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)
         .reset_stream_duration(RESET_STREAM_LINGER)
         .enable_push(false);

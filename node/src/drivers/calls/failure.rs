@@ -1,7 +1,7 @@
 //! Why a call has no answer of its instance's.
 
 use h2::Reason;
-use weft_cluster::errors::error;
+use weft_cluster::errors::{error, over};
 use weft_proto::v1::{Error, ErrorCode};
 
 /// Why a call has no answer, or no whole one.
@@ -49,6 +49,12 @@ impl Failure {
     /// It may have run.
     pub(super) fn unknown(message: impl Into<String>) -> Failure {
         let error = error(ErrorCode::OutcomeUnknown, message);
+        Failure::Failed(Failed { error, not_sent: false, unreachable: false, homeless: false })
+    }
+
+    /// It may have run, but its answer is over a limit of the configuration.
+    pub(super) fn over(limit: &str, max: u64, message: impl Into<String>) -> Failure {
+        let error = over(ErrorCode::OutcomeUnknown, limit, max, message);
         Failure::Failed(Failed { error, not_sent: false, unreachable: false, homeless: false })
     }
 

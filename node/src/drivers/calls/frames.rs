@@ -44,8 +44,8 @@ mod field {
 
 /// Bytes of a head without its headers, roughly.
 const HEAD_BYTES: usize = 128;
-/// Names and values of an answer's head and trailers, at most; HTTP/2 gives fewer.
-const HEADERS_MAX: usize = 1_024;
+/// Headers of one head or of trailers, at most: HTTP/2 counts 32 bytes for each, and its limits give fewer.
+const HEADERS_MAX: usize = 16_384;
 
 /// A whole call as a request of the lane.
 pub(super) fn whole_call<'a>(

@@ -91,7 +91,7 @@ async fn over(
         let head = Response::from_parts(head, ());
         let body = H2Source::new(body, Failure::of_instance);
         let end = body.is_ended();
-        let answer = Answer::new(&head, body, end)?;
+        let answer = Answer::new(&head, body, end, lease.header_bytes_max())?;
         Ok((head, answer, end))
     };
     relay(pin!(pass_and_stay(source, &mut target, ended)), pin!(begin), client, on_head).await

@@ -275,6 +275,11 @@ impl Lease {
         self.connection.sender.clone()
     }
 
+    /// Bytes that the head of an answer may have, and its trailers.
+    pub(super) fn header_bytes_max(&self) -> u64 {
+        self.pool.shared.config.header_bytes_max.as_u64()
+    }
+
     /// No new call goes over this connection.
     pub(super) fn close(&self) {
         self.connection.closed.store(true, Ordering::Release);

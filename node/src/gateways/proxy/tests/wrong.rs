@@ -86,6 +86,32 @@ async fn an_answer_that_no_client_can_read_becomes_a_clear_status() {
 }
 
 #[tokio::test]
+#[tokio::test]
+async fn headers_of_an_answer_pass_whole_or_end_the_call() {
+    let (net, node) = world(&[80], &[]).await;
+    let (near_net, near, _far) = pair(2).await;
+    let _instances = [Instance::start(&net, 80), Instance::start(&near_net, 80)];
+    for client in [node.client().await, near.client().await] {
+        for part in ["Head", "Trailers", "Many"] {
+            let answer = call(&client, request(&format!("{part}_63")), "x").await.expect("answered");
+            assert_eq!(answer.status().code(), tonic::Code::Ok, "{part}");
+            let bytes = |headers: &http::HeaderMap| headers.iter().map(|(_, value)| value.len()).sum::<usize>();
+            let fillers = if part == "Many" { 63 * 16 * 17 } else { (63 << 10) - 47 };
+            assert!(bytes(&answer.headers) + bytes(&answer.trailers) > fillers, "{part}");
+            // Little above the limit, and above all that h2 is let see.
+            for kib in [65, 100, 300, 3_000] {
+                let answer = call(&client, request(&format!("{part}_{kib}")), "x").await.expect("answered");
+                let status = answer.status();
+                assert_eq!((answer.code(), status.code()), (ErrorCode::OutcomeUnknown, tonic::Code::Unknown), "{part}");
+                assert!(status.message().contains("calls.header_bytes_max"), "{part} of {kib} KiB: {status:?}");
+                let error = crate::wire::from_status(&status);
+                let limit = (&*error.limit, error.limit_max);
+                assert!(kib > 100 || limit == ("calls.header_bytes_max", 64 << 10), "{part} of {kib} KiB: {limit:?}");
+            }
+        }
+    }
+}
+
 async fn an_instance_is_called_over_tls_if_its_certificate_is_good() {
     let (net, node) = world(&[80], &[]).await;
     let ca = world::authority();

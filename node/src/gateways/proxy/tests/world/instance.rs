@@ -163,6 +163,21 @@ async fn answer(
     }
     if let Some((name, value)) = wrong_end(&method) {
         let mut send = respond.send_response(head, false).expect("the proxy is there");
+    if let Some((part, kib)) = large(&method) {
+        let many = part == "Many";
+        let filler = filler(many, kib << 10);
+        if part == "Head" {
+            head.headers_mut().extend(filler);
+            let mut send = respond.send_response(head, false).expect("the proxy is there");
+            return finish(&mut send);
+        }
+        let mut send = respond.send_response(head, false).expect("the proxy is there");
+        let _ = send.send_data(Bytes::from_static(b"whole"), false);
+        let mut trailers = HeaderMap::from_iter([(STATUS, HeaderValue::from_static("0"))]);
+        trailers.extend(filler);
+        let _ = send.send_trailers(trailers);
+        return;
+    }
         let data = Bytes::from_static(b"half");
         match name.is_empty() {
             true => drop(send.send_data(data, true)),
@@ -219,6 +234,27 @@ async fn answer(
 
 /// The trailers of an answer that ends wrongly; without a name: none.
 fn wrong_end(method: &str) -> Option<(&'static str, &'static str)> {
+const STATUS: http::HeaderName = http::HeaderName::from_static("grpc-status");
+
+/// What is large in an answer (`Head`, `Trailers` for one value, `Many` for trailers of many), and its KiB: "Head_70".
+fn large(method: &str) -> Option<(&str, usize)> {
+    let (part, kib) = method.split_once('_')?;
+    Some((part, kib.parse().ok()?))
+}
+
+/// Headers of about so many bytes together, as HTTP/2 counts them.
+fn filler(many: bool, bytes: usize) -> HeaderMap {
+    let name = |at: usize| format!("filler-{at:08}").parse::<http::HeaderName>().expect("a name");
+    let value = |bytes: usize| "~".repeat(bytes).parse().expect("a value");
+    // A name and 32 bytes on account.
+    let beside = 15 + 32;
+    match many {
+        // A map does not hold more names than some 24,000.
+        true => (0..bytes / 64).map(|at| (name(at % 20_000), value(64 - beside))).collect(),
+        false => HeaderMap::from_iter([(name(0), value(bytes - beside))]),
+    }
+}
+
     match method {
         "WrongStatus" => Some(("grpc-status", "fine, thanks")),
         "WrongBinary" => Some(("some-bin", "#")),
