@@ -57,7 +57,7 @@ pub const TABLE: [Row; 26] = {
             C::TooLarge,
             G::InvalidArgument,
             R::Never,
-            "An event or batch is larger than the limit that the message names.",
+            "An event, a batch or the metadata of a request is larger than the limit that the message names.",
         ),
         row(C::SequenceGap, G::FailedPrecondition, R::Never, "A producer's sequence is not the last one plus 1."),
         row(C::ProducerFenced, G::Aborted, R::Never, "A newer session of the same producer exists."),

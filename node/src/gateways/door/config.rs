@@ -25,7 +25,7 @@ pub struct ApiConfig {
     pub send_buffer_max: ByteSize,
     /// The largest HTTP/2 frame we take.
     pub frame_bytes_max: ByteSize,
-    /// All headers of one request together.
+    /// All headers of one request together, as HTTP/2 counts them: names, values and 32 bytes for each.
     pub header_bytes_max: ByteSize,
     /// The largest message we take: a batch with its request around it.
     pub message_bytes_max: ByteSize,
@@ -127,7 +127,7 @@ impl ApiConfig {
             ("send_buffer_max", self.send_buffer_max, 16 << 10..=16 << 20),
             // RFC 9113 §6.5.2.
             ("frame_bytes_max", self.frame_bytes_max, 16 << 10..=(16 << 20) - 1),
-            ("header_bytes_max", self.header_bytes_max, 4 << 10..=1 << 20),
+            ("header_bytes_max", self.header_bytes_max, 4 << 10..=512 << 10),
             ("message_bytes_max", self.message_bytes_max, (9 << 20)..=(1 << 30)),
         ] {
             if !range.contains(&value.as_u64()) {

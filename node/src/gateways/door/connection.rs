@@ -48,6 +48,10 @@ pub(super) async fn serve(
     Served::new(door, connection, pulse, share, remote).run(stop).await;
 }
 
+/// What is larger than so many times the limit on headers h2 answers by itself, with the bare HTTP status 431; up to
+/// there the client is told in gRPC. It is not more, since headers take memory before they are counted.
+const HEADERS_SEEN: u32 = 4;
+
 fn builder(config: &ApiConfig, share: &Share) -> server::Builder {
     let mut builder = server::Builder::new();
     builder
@@ -55,7 +59,7 @@ fn builder(config: &ApiConfig, share: &Share) -> server::Builder {
         .initial_connection_window_size(share.window())
         .max_concurrent_streams(config.streams_max)
         .max_frame_size(bytes(config.frame_bytes_max))
-        .max_header_list_size(bytes(config.header_bytes_max))
+        .max_header_list_size(bytes(config.header_bytes_max) * HEADERS_SEEN)
         .max_send_buffer_size(bytes(config.send_buffer_max) as usize)
         .max_pending_accept_reset_streams(config.resets_pending_max as usize)
         .max_local_error_reset_streams(Some(config.resets_error_max as usize));

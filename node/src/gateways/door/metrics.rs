@@ -58,6 +58,8 @@ pub struct Metrics {
     pub open: Gauge,
     /// Requests and calls refused for lack of memory.
     pub requests_refused: Counter,
+    /// Requests and calls refused for the size of their headers.
+    pub headers_refused: Counter,
     /// Answers given up because their client took none of them.
     pub stalled: Counter,
     /// HTTP/1.1 connections.
@@ -98,6 +100,11 @@ impl Metrics {
             "weft_api_requests_refused",
             "Requests and calls refused for lack of memory (api.memory_max)",
             self.requests_refused.clone(),
+        );
+        registry.register(
+            "weft_api_headers_refused",
+            "Requests and calls whose metadata is larger than api.header_bytes_max",
+            self.headers_refused.clone(),
         );
         registry.register(
             "weft_api_stalled",

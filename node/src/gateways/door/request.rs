@@ -9,9 +9,11 @@ use h2::{Reason, RecvStream};
 use http::{HeaderMap, HeaderName, Request};
 use prometheus_client::metrics::gauge::Gauge;
 use weft_cluster::caller::{Caller, Trace};
+use weft_proto::v1::ErrorCode;
 
 use super::budget::Grant;
 use super::{Inner, own};
+use crate::wire::{self, headers::request_bytes};
 
 /// Runs a request as a task of its own.
 pub(super) fn dispatch(
@@ -20,7 +22,12 @@ pub(super) fn dispatch(
     mut respond: SendResponse<Bytes>,
     remote: SocketAddr,
 ) {
-    let Some(grant) = door.budget.request(bytes(request.headers()), &door.config) else {
+    let headers_bytes = request_bytes(request.uri(), request.headers());
+    if headers_bytes as u64 > door.config.header_bytes_max.as_u64() {
+        door.metrics.headers_refused.inc();
+        return too_large(headers_bytes, door.config.header_bytes_max.as_u64(), &mut respond);
+    }
+    let Some(grant) = door.budget.request(headers_bytes, &door.config) else {
         door.metrics.requests_refused.inc();
         // Says that nothing was looked at: the client may send it again, here or elsewhere.
         return respond.send_reset(Reason::REFUSED_STREAM);
@@ -60,8 +67,13 @@ impl Drop for Open {
     }
 }
 
-fn bytes(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+/// Says so at once: nothing more is kept of the request.
+fn too_large(bytes: usize, bytes_max: u64, respond: &mut SendResponse<Bytes>) {
+    const LIMIT: &str = "api.header_bytes_max";
+    let message = format!("the request's metadata has {bytes} bytes, more than {LIMIT} ({bytes_max})");
+    let status = wire::status(wire::over(ErrorCode::TooLarge, LIMIT, bytes_max, message));
+    // The client may have gone: then nobody reads it.
+    let _ = respond.send_response(status.into_http::<()>(), true);
 }
 
 fn caller(anonymous: &Caller, headers: &HeaderMap) -> Caller {

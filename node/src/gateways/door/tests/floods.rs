@@ -1,6 +1,8 @@
 //! Clients that mean harm, and the one beside them that must not notice.
 
 use bytesize::ByteSize;
+use http::StatusCode;
+use weft_proto::v1::ErrorCode;
 
 use super::*;
 use crate::gateways::door::metrics::{Ending, Refusal};
@@ -141,11 +143,37 @@ async fn headers_without_end_end_their_connection() {
     let (said, checked) = tokio::join!(house.flood(flood), check(&mut client));
     checked.expect("others are served");
     assert_eq!(goaways(&said).len(), 1);
-    // Headers that are merely too many are refused, and the connection goes on.
-    let mut large = request(CHECK);
-    large.headers_mut().insert("x", "y".repeat(9 << 10).parse().expect("good"));
-    let (answer, _stream) = client.send_request(large, true).expect("ready");
+    house.becomes_clean().await;
+}
+
+#[tokio::test]
+async fn headers_that_are_too_large_are_told_so() {
+    let house = House::open(ApiConfig { header_bytes_max: ByteSize::kib(8), ..ApiConfig::default() });
+    let mut client = house.client().await;
+    let large = |path: &str, value_bytes: usize| {
+        let mut large = request(path);
+        large.headers_mut().insert("x", "y".repeat(value_bytes).parse().expect("good"));
+        large
+    };
+    for path in [CHECK, ECHO] {
+        let (answer, _stream) = client.send_request(large(path, 9 << 10), false).expect("ready");
+        let answer = answer.await.expect("an answer");
+        let content_type = &answer.headers()["content-type"];
+        assert_eq!((answer.status(), content_type.as_bytes()), (StatusCode::OK, &b"application/grpc"[..]));
+        assert!(answer.body().is_end_stream(), "there are trailers only");
+        let status = tonic::Status::from_header_map(answer.headers()).expect("a status");
+        let error = crate::wire::from_status(&status);
+        assert_eq!((status.code(), error.code()), (tonic::Code::InvalidArgument, ErrorCode::TooLarge));
+        assert_eq!((&*error.limit, error.limit_max), ("api.header_bytes_max", 8 << 10));
+        assert!(error.message.contains("api.header_bytes_max"), "{}", error.message);
+    }
+    // What is much too large is not even looked at. The connection goes on in any case.
+    let (answer, _stream) = client.send_request(large(ECHO, 40 << 10), true).expect("ready");
     assert_eq!(answer.await.expect("an answer").status(), 431);
+    let (answer, mut stream) = client.send_request(large(ECHO, 7 << 10), false).expect("ready");
+    stream.send_data(Bytes::from_static(b"one"), true).expect("open");
+    assert_eq!(&whole(answer).await.expect("an answer").0[..], b"one");
+    assert_eq!(house.metrics().headers_refused.get(), 2);
     check(&mut client).await.expect("others are served");
     house.becomes_clean().await;
 }
