@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::json;
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::config::ConfigError;
 use crate::drivers::pki::PkiError;
-use crate::wire::DOMAIN;
+use crate::wire::{DOMAIN, from_told, reason, retry_name};
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -75,6 +75,14 @@ impl Failure {
         };
         let retry = info.metadata.get("retry").map_or("IF_IDEMPOTENT", String::as_str);
         Failure::new(&info.reason, retry, status.message())
+    }
+
+    /// What reflection answers instead of what it was asked for: a gRPC code and a sentence.
+    pub(crate) fn told(code: i32, message: &str) -> Failure {
+        match from_told(code, message) {
+            Some(error) => Failure::new(reason(error.code()), retry_name(error.retry()), error.message),
+            None => Failure::status(&Status::new(Code::from_i32(code), message)),
+        }
     }
 
     /// What clap says, on one line.
@@ -142,5 +150,19 @@ impl From<ConfigError> for Failure {
 impl From<PkiError> for Failure {
     fn from(error: PkiError) -> Failure {
         Failure::failed(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_reflection_answers_keeps_wefts_code() {
+        let of = |failure: Failure| (failure.code, failure.retry, failure.message);
+        let own = of(Failure::told(Code::Unavailable as i32, "NO_INSTANCE: shop has no instance to call"));
+        assert_eq!(own, ("NO_INSTANCE".into(), "SAME".into(), "shop has no instance to call".into()));
+        let theirs = of(Failure::told(Code::Internal as i32, "NO_INSTANCE: is what they say"));
+        assert_eq!(theirs.0, "INTERNAL");
     }
 }

@@ -10,7 +10,7 @@ pub mod timeout;
 mod traffic;
 
 pub use outflow::{Broken, Outflow};
-pub use status::{DOMAIN, errors_page, from_status, status};
+pub use status::{DOMAIN, errors_page, from_status, from_told, status, told};
 pub use timeout::grpc_timeout;
 pub use traffic::{Pulse, Traffic};
 use weft_cluster::caller::Caller;

@@ -64,6 +64,20 @@ pub fn from_status(status: &Status) -> Error {
     found
 }
 
+/// A status as one sentence, where there is no room for details (an error response of gRPC's reflection): Weft's own
+/// begins with its code's name.
+pub fn told(status: &Status) -> String {
+    let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
+    info.map_or_else(|| status.message().to_owned(), |info| format!("{}: {}", info.reason, status.message()))
+}
+
+/// The error that `told` said with this gRPC code; `None` if it is not Weft's own.
+pub fn from_told(code: i32, message: &str) -> Option<Error> {
+    let (name, message) = message.split_once(": ")?;
+    let row = code_of(name).map(row_of).filter(|row| row.grpc as i32 == code)?;
+    Some(error(row.code, message))
+}
+
 /// The text of docs/errors.md.
 pub fn errors_page() -> String {
     let mut page = String::from(
@@ -112,6 +126,8 @@ mod tests {
             let status = status(sent.clone());
             assert_eq!(status.code() as i32, row.grpc as i32);
             assert_eq!(from_status(&status), sent);
+            assert_eq!(from_told(row.grpc as i32, &told(&status)), Some(error(row.code, "one sentence")));
+            assert_eq!(from_told(Code::Ok as i32, &told(&status)), None);
             let retry_info = status.get_details_retry_info().is_some();
             assert_eq!(retry_info, row.retry == Retry::Same, "{:?}", row.code);
         }

@@ -120,7 +120,7 @@ impl Asking {
                 Ok(Found::Nothing(error.error_message))
             }
             Some(MessageResponse::ErrorResponse(error)) => {
-                Err(Failure::failed(format!("reflection: {}", error.error_message)))
+                Err(Failure::told(error.error_code, &error.error_message).context("reflection"))
             }
             _ => Err(Failure::failed("reflection gave another answer than was asked for")),
         }

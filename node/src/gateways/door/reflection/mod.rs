@@ -115,7 +115,7 @@ impl Conversation {
 
     async fn answer(&mut self, request: ServerReflectionRequest) -> ServerReflectionResponse {
         let answer = self.find(&request).await.unwrap_or_else(|status| {
-            let (error_code, error_message) = (status.code() as i32, status.message().to_owned());
+            let (error_code, error_message) = (status.code() as i32, wire::told(&status));
             MessageResponse::ErrorResponse(ErrorResponse { error_code, error_message })
         });
         ServerReflectionResponse {

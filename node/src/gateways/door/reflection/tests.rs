@@ -11,6 +11,12 @@ type Asked = Arc<Mutex<Vec<String>>>;
 
 /// A conversation in a cluster with one user's service, whose instance answers every question with a file "theirs".
 fn conversation() -> (Conversation, Asked) {
+    let answer = ServerReflectionResponse { message_response: Some(found(b"theirs")), ..Default::default() };
+    conversation_with(Ok(answer))
+}
+
+/// The same with another answer.
+fn conversation_with(answer: Result<ServerReflectionResponse, weft_proto::v1::Error>) -> (Conversation, Asked) {
     let service = ServiceRecord {
         namespace: "default".into(),
         name: "shop".into(),
@@ -29,8 +35,7 @@ fn conversation() -> (Conversation, Asked) {
     let noted = asked.clone();
     let ask: Ask = Arc::new(move |question: Question| {
         noted.lock().unwrap().push(question.grpc_service);
-        let answer = ServerReflectionResponse { message_response: Some(found(b"theirs")), ..Default::default() };
-        Box::pin(std::future::ready(Ok(answer)))
+        Box::pin(std::future::ready(answer.clone()))
     });
     let (_, view) = watch::channel(Arc::new(view));
     let reflection = Reflection::new(view, ask, CancellationToken::new()).expect("good descriptors");
@@ -81,6 +86,15 @@ async fn symbols_are_found_where_they_are() {
     assert_eq!(*asked.lock().unwrap(), ["shop.Cart"; 3]);
     ask(&mut conversation, symbol("weft.v1.Events")).await;
     assert_ne!(ask(&mut conversation, file("weft/v1/errors.proto")).await, theirs, "own again");
+}
+
+#[tokio::test]
+async fn a_failure_of_wefts_own_keeps_its_code() {
+    let missing = wire::error(ErrorCode::NoInstance, "service default/shop has no instance to call");
+    let (mut conversation, _) = conversation_with(Err(missing.clone()));
+    let answer = ask(&mut conversation, MessageRequest::FileContainingSymbol("shop.Cart".into())).await;
+    let MessageResponse::ErrorResponse(answer) = answer else { panic!("{answer:?}") };
+    assert_eq!(wire::from_told(answer.error_code, &answer.error_message), Some(missing));
 }
 
 #[test]
