@@ -1,7 +1,7 @@
 //! `weft service`.
 
 use serde_json::{Value, json};
-use weft_sdk::{Balance, Client, Instance, InstanceBuilder, Service, ServiceDescription};
+use weft_sdk::{Balance, Client, Instance, InstanceBuilder, RegisterInstanceResponse, Service, ServiceDescription};
 
 use super::args::{BalanceBy, RegisterService, Service as Command};
 use super::failure::Failure;
@@ -14,9 +14,9 @@ pub(crate) async fn run(command: Command, servers: &[String], output: &mut Outpu
         Command::Register(register) => {
             let registered = builder(&client, &register)?.register_once().await?;
             let (service, address) = (&register.name, &register.address);
-            let object = json!({"instance": registered.instance, "home": registered.home, "ttl_ms": registered.ttl_ms});
             let home = &registered.home;
-            output.say(&object, format_args!("registered {address} as an instance of {service}; its home is {home}"))
+            let sentence = format!("registered {address} as an instance of {service}; its home is {home}");
+            output.say(&registered_json(&registered), format_args!("{sentence}; {}", health(&registered)))
         }
         Command::Deregister { name, address } => {
             client.services().deregister(&name, &address).await?;
@@ -29,6 +29,20 @@ pub(crate) async fn run(command: Command, servers: &[String], output: &mut Outpu
             let service = client.services().configure(&name, balance.map(BalanceBy::into), methods).await?;
             output.say(&service_json(&service), format_args!("configured {name}: {}", balance_name(&service)))
         }
+    }
+}
+
+fn registered_json(registered: &RegisterInstanceResponse) -> Value {
+    json!({
+        "instance": registered.instance, "home": registered.home, "ttl_ms": registered.ttl_ms,
+        "healthy": registered.healthy, "reason": registered.reason,
+    })
+}
+
+fn health(registered: &RegisterInstanceResponse) -> String {
+    match registered.healthy {
+        true => "it is healthy".to_owned(),
+        false => format!("it is not healthy, so no calls go to it until it passes its check: {}", registered.reason),
     }
 }
 
@@ -134,4 +148,20 @@ fn describe(description: &ServiceDescription, output: &mut Output) -> Result<(),
     };
     let columns = ["address", "home", "zone", "weight", "tls", "health"];
     output.table(&columns, description.instances.iter().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registration_says_whether_calls_go_there() {
+        let well =
+            RegisterInstanceResponse { instance: 3, home: "n1".into(), ttl_ms: 0, healthy: true, ..Default::default() };
+        assert_eq!((health(&well).as_str(), &registered_json(&well)["healthy"]), ("it is healthy", &Value::Bool(true)));
+        let sick = RegisterInstanceResponse { healthy: false, reason: "connection refused".into(), ..well };
+        assert!(health(&sick).ends_with("until it passes its check: connection refused"));
+        let object = registered_json(&sick);
+        assert_eq!((&object["healthy"], &object["reason"]), (&json!(false), &json!("connection refused")));
+    }
 }

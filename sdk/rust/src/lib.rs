@@ -47,7 +47,8 @@ pub use topics::Topics;
 pub use weft_proto::v1::health_check;
 pub use weft_proto::v1::{
     Ack, Balance, ClusterStatus, Event, Group, GroupCursor, GroupDescription, HealthCheck, Instance, Member,
-    MemberState, PartitionDescription, Receipt, Service, ServiceDescription, Shard, Topic, TopicDescription, Version,
+    MemberState, PartitionDescription, Receipt, RegisterInstanceResponse, Service, ServiceDescription, Shard, Topic,
+    TopicDescription, Version,
 };
 
 /// An event with a key and data, all else empty.

@@ -109,7 +109,8 @@ impl Services {
     ) -> Result<v1::RegisterInstanceResponse, v1::Error> {
         let record = self.backend.register(caller, checks::register_instance(request)?).await?;
         let home = self.view.borrow().name_of(weft_cluster::ids::NodeId(record.home));
-        Ok(v1::RegisterInstanceResponse { instance: record.id, home, ttl_ms: record.ttl_ms })
+        let InstanceRecord { id, ttl_ms, healthy, reason, .. } = record;
+        Ok(v1::RegisterInstanceResponse { instance: id, home, ttl_ms, healthy, reason })
     }
 
     async fn deregister(&self, caller: &Caller, request: v1::DeregisterInstanceRequest) -> Result<(), v1::Error> {

@@ -43,6 +43,7 @@ impl Backend for Fake {
         let instance = put.instance.get_or_insert_default();
         instance.home = 1;
         instance.healthy = !instance.address.starts_with("sick");
+        instance.reason = if instance.healthy { String::new() } else { "nothing listens".into() };
         let outcome = self.run(Command::PutInstance(put));
         Box::pin(async {
             match outcome?.outcome {
@@ -128,8 +129,10 @@ async fn an_instance_comes_is_described_and_goes() {
     let (_, services) = open();
     let request = v1::RegisterInstanceRequest { ttl_ms: 10_000, ..cart("h1:80") };
     let first = services.register_instance(Request::new(request)).await.expect("registered").into_inner();
-    assert_eq!(first, v1::RegisterInstanceResponse { instance: 1, home: "n1".into(), ttl_ms: 10_000 });
-    services.register_instance(Request::new(cart("sick:80"))).await.expect("registered, and not healthy");
+    let (home, reason) = ("n1".to_owned(), String::new());
+    assert_eq!(first, v1::RegisterInstanceResponse { instance: 1, home, ttl_ms: 10_000, healthy: true, reason });
+    let sick = services.register_instance(Request::new(cart("sick:80"))).await.expect("registered").into_inner();
+    assert_eq!((sick.healthy, &*sick.reason), (false, "nothing listens"));
     let renew = |instance| services.renew_instance(Request::new(v1::RenewInstanceRequest { instance }));
     assert_eq!(renew(1).await.expect("it is there").into_inner().ttl_ms, 10_000);
     assert_eq!(from_status(&renew(7).await.expect_err("nobody")).code(), ErrorCode::NotFound);
