@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 
 use super::{Endpoint, Speaks};
 use crate::host::{Disk, Open};
 
 /// The largest PEM file read.
 const PEM_BYTES_MAX: u64 = 1 << 20;
+
+/// Many servers of users have no newer one than 1.2.
+const VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 
 /// The certificates in `calls.tls_ca`; none if it is empty.
 ///
@@ -60,7 +64,7 @@ pub(super) fn config(
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
+        .with_protocol_versions(VERSIONS)
         .map_err(|error| format!("TLS: {error}"))?
         .with_root_certificates(roots)
         .with_no_client_auth();

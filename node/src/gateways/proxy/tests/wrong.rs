@@ -2,6 +2,7 @@
 
 use super::hop::pair;
 use super::*;
+use crate::drivers::endpoint::testing;
 
 /// Answers that a gRPC client could not read, and what is said of them.
 const WRONG: [(&str, &str); 6] = [
@@ -86,7 +87,6 @@ async fn an_answer_that_no_client_can_read_becomes_a_clear_status() {
 }
 
 #[tokio::test]
-#[tokio::test]
 async fn headers_of_an_answer_pass_whole_or_end_the_call() {
     let (net, node) = world(&[80], &[]).await;
     let (near_net, near, _far) = pair(2).await;
@@ -112,29 +112,39 @@ async fn headers_of_an_answer_pass_whole_or_end_the_call() {
     }
 }
 
+#[tokio::test]
 async fn an_instance_is_called_over_tls_if_its_certificate_is_good() {
     let (net, node) = world(&[80], &[]).await;
     let ca = world::authority();
-    let acceptor = crate::drivers::endpoint::testing::acceptor(&ca, &*net, "echo.example");
+    let acceptor = testing::acceptor(&ca, &*net, "echo.example");
     let (instance, client) = (Instance::secure(&net, 80, acceptor), node.client().await);
-    let secure = |tls_ca_pem: String, tls_name: &str| {
+    let secure = |port, tls_ca_pem: String, tls_name: &str| {
         let tls_name = tls_name.to_owned();
         let record =
-            weft_proto::internal::v1::InstanceRecord { tls: true, tls_ca_pem, tls_name, ..record(1, node.id(), 80) };
+            weft_proto::internal::v1::InstanceRecord { tls: true, tls_ca_pem, tls_name, ..record(1, node.id(), port) };
         node.view.send_replace(Arc::new(view(node.id(), &[record], &[])));
     };
     let (its, other) = (ca.issued().cert_pem, world::authority().issued().cert_pem);
     for (trusted, name, part) in
         [(its.clone(), "", "TLS: "), (other, "echo.example", "TLS: "), ("".into(), "", "tls_ca")]
     {
-        secure(trusted, name);
+        secure(80, trusted, name);
         let answer = call(&client, request("Unary"), "x").await.expect("answered");
         assert_eq!(answer.code(), ErrorCode::Unreachable);
         assert!(answer.status().message().contains(part), "{part}: {:?}", answer.status());
     }
-    secure(its, "echo.example");
+    secure(80, its.clone(), "echo.example");
     let answer = call(&client, request("Unary"), "hello").await.expect("answered");
     assert_eq!((&answer.data[..], answer.status().code()), (&b"hello"[..], tonic::Code::Ok));
-    let seen = instance.seen.lock().expect("no panic");
-    assert_eq!((seen.calls, &*seen.uri), (1, "https://shop.example/t.Echo/Unary"));
+    {
+        let seen = instance.seen.lock().expect("no panic");
+        assert_eq!((seen.calls, &*seen.uri), (1, "https://shop.example/t.Echo/Unary"));
+    }
+
+    // Servers that know no newer version than 1.2 are called, too.
+    let acceptor = testing::acceptor_of(&rustls::version::TLS12, &ca, &*net, "echo.example");
+    let older = Instance::secure(&net, 81, acceptor);
+    secure(81, its, "echo.example");
+    let answer = call(&client, request("Unary"), "hello").await.expect("answered");
+    assert_eq!((answer.status().code(), older.calls()), (tonic::Code::Ok, 1));
 }
