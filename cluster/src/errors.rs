@@ -90,7 +90,12 @@ pub const TABLE: [Row; 26] = {
             "The deadline passed before an outcome was known to be final.",
         ),
         row(C::Internal, G::Internal, R::IfIdempotent, "A fault of Weft's own."),
-        row(C::UnknownService, G::Unimplemented, R::Never, "No service of this name: nobody has registered it."),
+        row(
+            C::UnknownService,
+            G::Unimplemented,
+            R::Never,
+            "Nobody has registered a service of this name, or the path names no method.",
+        ),
         row(C::NoInstance, G::Unavailable, R::Same, "The service has no instance that may be called at the moment."),
         row(
             C::Unreachable,

@@ -43,7 +43,9 @@ pub(super) fn call(head: Parts, caller: Caller, now: Instant) -> Result<Call, Er
     let path = uri.path().to_owned();
     let call = Call::new(uri, headers, caller);
     let mut call = call.map(|call| call.after(hops)).ok_or_else(|| {
-        invalid(format!("the path is {}: gRPC paths are /package.Service/Method", names::shown(&path)))
+        // As every gRPC server says it: there is no such method.
+        let message = format!("the path is {}: gRPC paths are /package.Service/Method", names::shown(&path));
+        error(ErrorCode::UnknownService, message)
     })?;
     // Hours in 8 digits may be more than a clock holds: then there is no deadline to speak of.
     call.deadline = left.and_then(|left| now.checked_add(left));

@@ -125,7 +125,7 @@ async fn what_is_no_call_gets_one_clear_status() {
         request
     };
     let table: [(http::Request<()>, ErrorCode, &str); 7] = [
-        (with(|it| *it.uri_mut() = "http://h/Unary".parse().expect("good")), ErrorCode::InvalidArgument, "path"),
+        (with(|it| *it.uri_mut() = "http://h/Unary".parse().expect("good")), ErrorCode::UnknownService, "path"),
         (with(|it| *it.uri_mut() = "http://h/t.No/Get".parse().expect("good")), ErrorCode::UnknownService, "t.No"),
         (with(|it| *it.method_mut() = http::Method::GET), ErrorCode::InvalidArgument, "POST"),
         (with(|it| drop(it.headers_mut().remove("content-type"))), ErrorCode::InvalidArgument, "application/grpc"),
