@@ -17,7 +17,7 @@ use super::call::Call;
 use super::failure::Failure;
 use super::relay::{beside, relay};
 use super::rotation::Member;
-use super::{Calls, frames, linked};
+use super::{Calls, Inner, frames, linked};
 use crate::drivers::link::{Lane, LinkError, LinkStream};
 
 /// Whole calls whose answer may go on in a stream of its own.
@@ -113,7 +113,7 @@ impl Calls {
         drop(body);
         let sent_by = now + inner.shared.config.connect_timeout;
         let asking = inner.links.request_by(member.home, Lane::Call, frame, sent_by, call.deadline);
-        let answer = beside(client, pin!(asking)).await?.map_err(of_link)?;
+        let answer = beside(client, pin!(asking)).await?.map_err(|error| inner.of_link(member, error))?;
         let answer = CallAnswer::decode(answer).map_err(|error| unreadable(&error.to_string()))?;
         match answer.answer {
             Some(call_answer::Answer::Whole(whole)) => {
@@ -145,7 +145,8 @@ impl Calls {
         on_head: &mut impl FnMut(),
     ) -> Result<(), Failure> {
         let opened = beside(client, pin!(self.inner.links.open(member.home, Lane::Call))).await?;
-        let (answer, mut target) = linked::ends(opened.map_err(of_link)?, false);
+        let opened = opened.map_err(|error| self.inner.of_link(member, error))?;
+        let (answer, mut target) = linked::ends(opened, false);
         let left = call.left(Instant::now())?;
         let head = frames::open(InstanceId(member.instance.id), call, left);
         let lost = |_| Failure::unknown("the link to the instance's home node was lost while the call was sent");
@@ -179,13 +180,18 @@ fn unreadable(reason: &str) -> Failure {
     Failure::unknown(format!("the answer of the instance's home node is not readable: {reason}"))
 }
 
-/// What a link's failure says about a call.
-fn of_link(error: LinkError) -> Failure {
-    match error {
-        LinkError::NotSent(_) => Failure::homeless(format!("the instance's home node is not reachable: {error}")),
-        LinkError::Refused(..) => Failure::refused(ErrorCode::Unreachable, error.to_string()),
-        LinkError::TooLarge { .. } => Failure::refused(ErrorCode::TooLarge, error.to_string()),
-        LinkError::Lost(_) => Failure::unknown(error.to_string()),
-        LinkError::Deadline(_) => Failure::late(),
+impl Inner {
+    /// What the failure of the link to an instance's home node says about a call.
+    fn of_link(&self, member: &Member, error: LinkError) -> Failure {
+        let home = || format!("{}'s home node {}", member.instance.address, self.view.borrow().name_of(member.home));
+        match error {
+            LinkError::NotSent(_) => Failure::homeless(format!("there is no link to {}", home())),
+            LinkError::Refused(_, why) => {
+                Failure::refused(ErrorCode::Unreachable, format!("{} refused: {why}", home()))
+            }
+            LinkError::TooLarge { .. } => Failure::refused(ErrorCode::TooLarge, error.to_string()),
+            LinkError::Lost(_) => Failure::unknown(format!("the link to {} was lost before the answer", home())),
+            LinkError::Deadline(_) => Failure::late(),
+        }
     }
 }
