@@ -47,6 +47,8 @@ pub enum Outcome {
 pub struct Call {
     /// Its number, unique in the history.
     pub id: u64,
+    /// The gRPC service it is for, if not `SERVICE`.
+    pub service: Option<&'static str>,
     /// The client says that it may run more than once.
     pub idempotent: bool,
     /// How long the instance thinks.
@@ -131,7 +133,8 @@ impl Caller {
 
     /// Sends a call; its answer, and the stream that cancels it when it is reset.
     pub async fn send(&self, call: Call) -> Result<(h2::client::ResponseFuture, SendStream<Bytes>)> {
-        let mut request = Request::post(format!("http://sim/{SERVICE}/Echo"))
+        let service = call.service.unwrap_or(SERVICE);
+        let mut request = Request::post(format!("http://sim/{service}/Echo"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .header(CALL_ID, call.id.to_string())
@@ -214,6 +217,7 @@ pub(super) async fn caller(shared: Shared, number: usize) {
         for _ in 0..dice.random_range(5..40) {
             let mut call = Call {
                 id: shared.next_id(),
+                service: None,
                 idempotent: dice.random_bool(0.3),
                 work_ms: dice.random_range(0..WORK_MS_MAX),
                 timeout: dice.random_bool(0.5).then(|| Duration::from_millis(dice.random_range(500..3_000))),

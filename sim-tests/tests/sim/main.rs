@@ -6,3 +6,4 @@ mod host;
 mod instances;
 mod loops;
 mod scenarios;
+mod slow;
