@@ -45,7 +45,7 @@ impl ProducerBuilder {
         let settings = Settings {
             name: String::new(),
             ack: Ack::Committed,
-            linger: Duration::from_millis(5),
+            linger: Duration::from_millis(20),
             batch_bytes: 128 << 10,
             in_flight_bytes_max: 32 << 20,
             patience: Duration::from_secs(120),
@@ -67,7 +67,7 @@ impl ProducerBuilder {
     }
 
     /// How long an event may wait for company while an earlier batch of its partition is unanswered; an event of
-    /// a partition with nothing unanswered is sent at once. Default 5 ms.
+    /// a partition with nothing unanswered is sent at once. Default 20 ms.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.settings.linger = linger;
         self

@@ -105,7 +105,11 @@ impl Sender {
             }
             tokio::select! {
                 biased;
-                answered = answers.message() => self.answered(answered?)?,
+                answered = answers.message() => {
+                    self.answered(answered?)?;
+                    // Who was told may publish again: that goes with what has waited for this answer.
+                    tokio::task::yield_now().await;
+                }
                 slot = requests.reserve(), if !frames.is_empty() => {
                     let slot = slot.map_err(|_| Error::Lost("the publish stream is closed".into()))?;
                     slot.send(frames.pop_front().expect("checked by the arm's condition"));
