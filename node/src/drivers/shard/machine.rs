@@ -127,7 +127,7 @@ impl StateMachine for Machine {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.seat.segments.flush()?;
+        self.seat.segments.flush_much()?;
         self.seat.publish(std::mem::take(&mut self.ends));
         Ok(())
     }

@@ -306,7 +306,7 @@ impl Segments {
     }
 
     /// Appends a stamped batch (weft-batch: `header` and `body` are parts of one batch) to a partition.
-    /// Buffered until `flush`; not durable before the next checkpoint: the journal still has it. Writing
+    /// Readers see it at once. Buffered until `flush`; not durable before the next checkpoint: the journal still has it. Writing
     /// what is already there again (after recovery) is accepted if it is byte for byte the same.
     ///
     /// # Errors
@@ -316,7 +316,15 @@ impl Segments {
         self.files()?.append(partition, base, header, body)
     }
 
-    /// Writes what `append` buffered, one write per file; readers see it from now on.
+    /// Writes what `append` buffered if it is 128 KiB or more; else it waits for more, at most until the next checkpoint.
+    ///
+    /// # Errors
+    /// As `flush`.
+    pub fn flush_much(&self) -> io::Result<()> {
+        self.files()?.flush_much()
+    }
+
+    /// Writes what `append` buffered, one write per file.
     ///
     /// # Errors
     /// One of which [`is_full`] is true: nothing is lost, the next call tries again. Any other is the disk's.
@@ -365,6 +373,8 @@ impl Segments {
     pub fn stage(&self, wanted: &[SegmentInfo]) -> io::Result<Staging> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, "the group does not exist here");
         let group = self.group.as_ref().ok_or_else(missing)?;
+        // What waits may be what is missing.
+        group.files.flush()?;
         let staging = Staging::start(&self.inner, group, wanted);
         let bytes = staging.missing.iter().map(|file| file.bytes).sum();
         if bytes > 0 && !self.inner.space.has_room_for(bytes) {

@@ -21,6 +21,9 @@ use crate::host::DiskFile;
 const INDEX_EVERY_BYTES: u64 = 32 << 10;
 /// Below this a body's CRC is made again rather than combined: to combine takes 8 us, to make it again 5 us per 128 KiB.
 const COMBINE_BYTES_MIN: usize = 256 << 10;
+/// What a replica has applied waits in memory up to here before it is written: the journal has it, and one write of many
+/// batches costs less than many writes. Per shard, over all its partitions.
+const PENDING_BYTES_MAX: u64 = 128 << 10;
 /// Files whose headers are scanned are read in pieces of this size.
 const SCAN_BYTES: usize = 256 << 10;
 
@@ -43,11 +46,12 @@ pub(super) struct Extent {
 
 #[derive(Default)]
 struct SegmentState {
-    /// With what waits for `flush`.
+    /// With what waits for `flush`: what readers see.
     all: Extent,
-    /// What readers see.
+    /// What the file holds.
     written: Extent,
-    pending: Vec<Bytes>,
+    /// What follows it: header and body of each batch.
+    pending: Vec<(Bytes, Bytes)>,
     /// Unsynced bytes.
     dirty: bool,
     /// (offset, place) of some batches, ascending. `None`: not built yet.
@@ -66,7 +70,9 @@ pub(super) struct ShardFiles {
 #[derive(Default)]
 struct State {
     partitions: BTreeMap<PartitionId, Vec<Arc<Segment>>>,
+    /// Partitions with batches that wait for `flush`, and about how many bytes.
     pending: BTreeSet<PartitionId>,
+    pending_bytes: u64,
     /// Files that no later checkpoint names, with the number of checkpoints taken when they were dropped.
     garbage: Vec<(Arc<Segment>, u64)>,
     folders: BTreeSet<PathBuf>,
@@ -99,6 +105,12 @@ impl Segment {
 
     fn all(&self) -> Extent {
         locked(&self.state).all
+    }
+
+    /// What the file holds, and the batches that follow.
+    fn parts(&self) -> (Extent, Vec<(Bytes, Bytes)>) {
+        let state = locked(&self.state);
+        (state.written, state.pending.clone())
     }
 
     /// Whether something of it is not written yet.
@@ -138,29 +150,26 @@ impl Segment {
         };
         state.all.bytes += (header.len() + body.len()) as u64;
         state.all.end = Offset(base.0 + u64::from(stamped.count));
-        state.pending.extend([header, body]);
+        state.pending.push((header, body));
     }
 
-    /// Writes what waits, with one call.
+    /// Writes what waits, with one call. Until then, and after an error, it stays: readers need it, and after a full disk
+    /// the next flush writes it again at the same place.
     fn flush(&self, shard: &ShardFiles) -> io::Result<()> {
-        let (parts, from, to) = {
-            let mut state = locked(&self.state);
-            (std::mem::take(&mut state.pending), state.written, state.all)
+        let (from, batches, to) = {
+            let state = locked(&self.state);
+            (state.written, state.pending.clone(), state.all)
         };
-        if parts.is_empty() {
+        if batches.is_empty() {
             return Ok(());
         }
-        let result = shard.writable(self, from.bytes == 0).and_then(|file| {
-            let slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
-            file.write_parts_at(&slices, from.bytes)
-        });
+        let slices: Vec<_> =
+            batches.iter().flat_map(|(header, body)| [IoSlice::new(header), IoSlice::new(body)]).collect();
+        shard.writable(self, from.bytes == 0)?.write_parts_at(&slices, from.bytes)?;
         let mut state = locked(&self.state);
-        match result {
-            Ok(()) => (state.written, state.dirty) = (to, true),
-            // Kept: after a full disk the next flush writes it again at the same place.
-            Err(_) => drop(state.pending.splice(0..0, parts)),
-        }
-        result
+        state.pending.drain(..batches.len());
+        (state.written, state.dirty) = (to, true);
+        Ok(())
     }
 
     /// A place at or before the batch that contains `from`.
@@ -190,10 +199,31 @@ impl Segment {
 
     /// Appends batches from `from` on to `out`, at most `room` bytes unless `out` is empty. Returns false when full.
     fn read(&self, shard: &ShardFiles, from: Offset, room: &mut usize, out: &mut Vec<Bytes>) -> io::Result<bool> {
-        let end = self.written().bytes;
-        if end == 0 {
-            return Ok(true);
+        let (written, waiting) = self.parts();
+        if written.bytes > 0 && from < written.end && !self.read_file(shard, written.bytes, from, room, out)? {
+            return Ok(false);
         }
+        for (header, body) in &waiting {
+            let stamped = Header::read(header).map_err(|error| invalid(format!("a batch that waits: {error}")))?;
+            if stamped.base_offset + u64::from(stamped.count) <= from.0 {
+                continue;
+            }
+            if !take([&header[..], &body[..]].concat().into(), room, out) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The same of the file's first `end` bytes.
+    fn read_file(
+        &self,
+        shard: &ShardFiles,
+        end: u64,
+        from: Offset,
+        room: &mut usize,
+        out: &mut Vec<Bytes>,
+    ) -> io::Result<bool> {
         let file = shard.files.open(&self.path)?;
         let mut at = self.place_of(&*file, from)?;
         let mut want = (*room).saturating_add(INDEX_EVERY_BYTES as usize);
@@ -225,9 +255,7 @@ impl Segment {
                     continue;
                 }
                 self.check(&header, &batch, here)?;
-                *room = room.saturating_sub(length);
-                out.push(batch);
-                if *room == 0 {
+                if !take(batch, room, out) {
                     return Ok(false);
                 }
             }
@@ -291,6 +319,16 @@ impl Segment {
         }
         Ok(())
     }
+}
+
+/// Takes a batch if there is room for it, or if it is the first. Returns false when full.
+fn take(batch: Bytes, room: &mut usize, out: &mut Vec<Bytes>) -> bool {
+    if batch.len() > *room && !out.is_empty() {
+        return false;
+    }
+    *room = room.saturating_sub(batch.len());
+    out.push(batch);
+    *room > 0
 }
 
 fn note(index: &mut Vec<(u64, u64)>, offset: u64, at: u64) {
@@ -376,14 +414,12 @@ impl ShardFiles {
             }
         };
         segment.append(base, header, body, &stamped);
+        locked(&self.state).pending_bytes += bytes;
         Ok(())
     }
 
     /// After a restart what is in the segments may be applied again: it must be the same.
     fn same_as_stored(&self, partition: PartitionId, base: Offset, header: &[u8], body: &[u8]) -> io::Result<()> {
-        if self.written_end(partition).is_none_or(|end| end <= base) {
-            self.flush()?;
-        }
         let stored = self.read(partition, base, 1)?;
         let length = header.len() + body.len();
         let same = stored.first().is_some_and(|batch| {
@@ -395,18 +431,22 @@ impl ShardFiles {
         Err(invalid(format!("{partition}: another batch is stored at offset {base}")))
     }
 
-    fn written_end(&self, partition: PartitionId) -> Option<Offset> {
-        let state = locked(&self.state);
-        let ends = state.partitions.get(&partition)?.iter().map(|segment| segment.written());
-        ends.filter(|written| written.bytes > 0).map(|written| written.end).max()
+    /// Writes what waits, if it is much.
+    pub(super) fn flush_much(&self) -> io::Result<()> {
+        let bytes = locked(&self.state).pending_bytes;
+        if bytes < PENDING_BYTES_MAX { Ok(()) } else { self.flush() }
     }
 
+    /// Writes all that waits.
     pub(super) fn flush(&self) -> io::Result<()> {
         let _one = locked(&self.flush);
         loop {
             let (partition, waiting) = {
-                let state = locked(&self.state);
-                let Some(partition) = state.pending.first().copied() else { return Ok(()) };
+                let mut state = locked(&self.state);
+                let Some(partition) = state.pending.first().copied() else {
+                    state.pending_bytes = 0;
+                    return Ok(());
+                };
                 let segments = state.partitions.get(&partition).map(Vec::as_slice).unwrap_or_default();
                 // The last, and those that were full before it.
                 let first = segments.iter().rposition(|segment| !segment.waits()).map_or(0, |written| written + 1);
@@ -439,7 +479,7 @@ impl ShardFiles {
 
     pub(super) fn bytes(&self, partition: PartitionId) -> u64 {
         let state = locked(&self.state);
-        state.partitions.get(&partition).into_iter().flatten().map(|segment| segment.written().bytes).sum()
+        state.partitions.get(&partition).into_iter().flatten().map(|segment| segment.all().bytes).sum()
     }
 
     pub(super) fn drop_partition(&self, partition: PartitionId) {

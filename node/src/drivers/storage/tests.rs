@@ -407,6 +407,44 @@ fn segments_roll_are_read_and_survive() {
 }
 
 #[test]
+fn little_waits_before_it_is_written_and_is_read_meanwhile() {
+    let disk = MemoryDisk::default();
+    let config = StorageConfig { segment_bytes: ByteSize::mib(1), ..small() };
+    live(&disk, &config, async |storage, _, _| {
+        storage.create_group(GROUP, 1).await.unwrap();
+        let segments = storage.segments(GROUP);
+        let parts = [partition(0), partition(1)];
+        let in_files = || {
+            let files = disk.files().into_iter().filter(|path| path.extension().is_some_and(|end| end == "seg"));
+            files.filter_map(|path| disk.bytes(&path)).map(|bytes| bytes.len()).sum::<usize>()
+        };
+        let mut appended = 0;
+        for base in 0..80 {
+            for part in parts {
+                let (header, body) = batch(part, base, 1000);
+                appended += header.len() + body.len();
+                segments.append(part, Offset(base), header, body).unwrap();
+                segments.flush_much().unwrap();
+                let waits = appended - in_files();
+                assert!(waits < 128 << 10, "{waits} bytes wait");
+            }
+            // From what is written and what waits, at once and in pieces.
+            for part in parts {
+                let expected: Vec<_> = (0..=base).map(|base| joined(batch(part, base, 1000))).collect();
+                assert_eq!(segments.read(part, Offset(0), 1 << 20).unwrap(), expected);
+                assert_eq!(segments.read(part, Offset(base), 1).unwrap(), expected[base as usize..]);
+                assert_eq!(segments.read(part, Offset(0), 3000).unwrap(), expected[..expected.len().min(2)]);
+            }
+        }
+        assert!(in_files() > 0 && in_files() < appended, "some of it waits");
+        let bytes: u64 = parts.iter().map(|part| segments.bytes(*part)).sum();
+        assert_eq!(bytes, appended as u64);
+        segments.flush().unwrap();
+        assert_eq!(in_files(), appended);
+    });
+}
+
+#[test]
 fn a_broken_disk_a_hung_disk_and_a_full_disk() {
     let disk = MemoryDisk::default();
     live(&disk, &small(), async |storage, _, host| {

@@ -41,13 +41,16 @@ fn segments_wait_for_room_and_then_go_on() {
         for _ in 0..3 {
             assert!(is_full(&segments.flush().unwrap_err()));
         }
-        assert!(segments.read(partition(0), Offset(0), 1 << 20).unwrap().len() < 9);
+        let expected: Vec<Bytes> = (0..9).map(|base| joined(batch(partition(0), base, 1500))).collect();
+        let all = || {
+            let stored = segments.read(partition(0), Offset(0), 1 << 20).unwrap();
+            let more = segments.read(partition(0), Offset(stored.len() as u64), 1 << 20).unwrap();
+            [stored, more].concat()
+        };
+        assert_eq!(all(), expected, "what waits can be read");
         disk.set_capacity(None);
         segments.flush().unwrap();
-        let stored = segments.read(partition(0), Offset(0), 1 << 20).unwrap();
-        let more = segments.read(partition(0), Offset(stored.len() as u64), 1 << 20).unwrap();
-        let expected: Vec<Bytes> = (0..9).map(|base| joined(batch(partition(0), base, 1500))).collect();
-        assert_eq!([stored, more].concat(), expected);
+        assert_eq!(all(), expected);
         assert_eq!(host.aborted(), None);
     });
 }
