@@ -27,6 +27,8 @@ struct Tries {
     counted: bool,
     /// It waits for an instance until then.
     until: Option<Instant>,
+    /// One of them may have run.
+    sent: bool,
 }
 
 impl Calls {
@@ -41,22 +43,40 @@ impl Calls {
         let mut source = Opening::new(source);
         source.gather()?;
         let mut tries = Tries::default();
+        match self.try_again(call, &mut source, client, &mut tries).await {
+            // That the last try has not run says nothing of those before it.
+            Err(Failure::Failed(last)) if last.not_sent && tries.sent => {
+                Err(Failure::unknown(format!("a first try may have run; the last one: {}", last.error.message)))
+            }
+            ended => ended,
+        }
+    }
+
+    /// Tries until there is an outcome: that of the last try.
+    async fn try_again(
+        &self,
+        call: &Call,
+        source: &mut Opening<impl Source>,
+        client: &mut impl Client,
+        tries: &mut Tries,
+    ) -> Result<(), Failure> {
+        let inner = &self.inner;
         loop {
             let view = inner.view.borrow().clone();
-            let (rotation, chosen) = match inner.choose(&view, call, &mut tries) {
+            let (rotation, chosen) = match inner.choose(&view, call, tries) {
                 Ok(chosen) => chosen,
                 Err(refusal) if !route::is_settling(&view, &call.namespace, call.grpc_service()) => {
                     return Err(refusal.into());
                 }
                 Err(refusal) => {
                     // A box of its own, so that it takes no room in calls that do not wait.
-                    Box::pin(inner.wait(&view, call, &mut tries, refusal.into(), client)).await?;
+                    Box::pin(inner.wait(&view, call, tries, refusal.into(), client)).await?;
                     continue;
                 }
             };
             let member = &rotation.members[chosen];
             tries.attempts += 1;
-            let failed = match self.attempt(member, call, &mut source, client).await {
+            let failed = match self.attempt(member, call, source, client).await {
                 Err(Failure::Failed(failed)) => failed,
                 other => return other,
             };
@@ -65,10 +85,11 @@ impl Calls {
                 return Err(Failure::Failed(failed));
             }
             tries.instances.push(member.id());
+            tries.sent |= !failed.not_sent;
             if failed.homeless && rotation.is_tried(&tries.instances) {
                 // The home node or the link to it knows before the view does that it is gone. This was no try at an instance.
                 tries.attempts -= 1;
-                Box::pin(inner.wait(&view, call, &mut tries, Failure::Failed(failed), client)).await?;
+                Box::pin(inner.wait(&view, call, tries, Failure::Failed(failed), client)).await?;
             } else {
                 rotation.tally.retries_metric.inc();
             }

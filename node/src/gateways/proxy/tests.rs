@@ -186,6 +186,22 @@ async fn an_instance_that_leaves_in_order_costs_no_call() {
 }
 
 #[tokio::test]
+async fn a_call_of_which_one_try_may_have_run_is_not_said_to_be_unsent() {
+    let (net, node) = world(&[80, 81], &["t.Echo/Vanish"]).await;
+    // Nobody listens on the other port: a first or a last try ends there.
+    let (one, client) = (Instance::start(&net, 80), node.client().await);
+    let mut mixed = 0;
+    for _ in 0..20 {
+        let before = one.calls();
+        let answer = call(&client, request("Vanish"), "x").await.expect("answered");
+        let ran = one.calls() > before;
+        assert_eq!(answer.code() == ErrorCode::OutcomeUnknown, ran, "{:?}", answer.status());
+        mixed += usize::from(answer.status().message().contains("a first try may have run"));
+    }
+    assert!(mixed > 0, "the last try of some was at the other one");
+}
+
+#[tokio::test]
 async fn only_idempotent_calls_run_twice() {
     let (net, node) = world(&[80, 81], &["t.Echo/Vanish"]).await;
     let (one, two) = (Instance::start(&net, 80), Instance::start(&net, 81));
