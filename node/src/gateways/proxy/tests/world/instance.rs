@@ -36,6 +36,7 @@ impl Instance {
             let mut connections = tokio::task::JoinSet::new();
             while let Some(io) = taken.recv().await {
                 connections.spawn(speak(io, shared.clone()));
+                while connections.try_join_next().is_some() {}
             }
         });
         Instance { seen, task }
@@ -112,6 +113,7 @@ async fn speak(io: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Mutex<Seen>>) 
             _ => {}
         }
         calls.spawn(answer(method, request, respond, seen.clone()));
+        while calls.try_join_next().is_some() {}
     }
 }
 
@@ -161,8 +163,6 @@ async fn answer(
         }
         _ => {}
     }
-    if let Some((name, value)) = wrong_end(&method) {
-        let mut send = respond.send_response(head, false).expect("the proxy is there");
     if let Some((part, kib)) = large(&method) {
         let many = part == "Many";
         let filler = filler(many, kib << 10);
@@ -178,6 +178,8 @@ async fn answer(
         let _ = send.send_trailers(trailers);
         return;
     }
+    if let Some((name, value)) = wrong_end(&method) {
+        let mut send = respond.send_response(head, false).expect("the proxy is there");
         let data = Bytes::from_static(b"half");
         match name.is_empty() {
             true => drop(send.send_data(data, true)),
@@ -232,8 +234,6 @@ async fn answer(
     seen.lock().expect("no panic").cut += 1;
 }
 
-/// The trailers of an answer that ends wrongly; without a name: none.
-fn wrong_end(method: &str) -> Option<(&'static str, &'static str)> {
 const STATUS: http::HeaderName = http::HeaderName::from_static("grpc-status");
 
 /// What is large in an answer (`Head`, `Trailers` for one value, `Many` for trailers of many), and its KiB: "Head_70".
@@ -255,6 +255,8 @@ fn filler(many: bool, bytes: usize) -> HeaderMap {
     }
 }
 
+/// The trailers of an answer that ends wrongly; without a name: none.
+fn wrong_end(method: &str) -> Option<(&'static str, &'static str)> {
     match method {
         "WrongStatus" => Some(("grpc-status", "fine, thanks")),
         "WrongBinary" => Some(("some-bin", "#")),
