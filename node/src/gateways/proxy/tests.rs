@@ -2,6 +2,7 @@
 
 mod homes;
 mod hop;
+mod memory;
 mod world;
 mod wrong;
 

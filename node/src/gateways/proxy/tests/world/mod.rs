@@ -121,6 +121,7 @@ async fn converse(proxy: Proxy, io: DuplexStream) {
     let mut calls = tokio::task::JoinSet::new();
     while let Some(Ok((request, respond))) = connection.accept().await {
         calls.spawn(proxy.clone().serve(request, respond, Caller::anonymous()));
+        while calls.try_join_next().is_some() {}
     }
 }
 
