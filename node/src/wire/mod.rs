@@ -4,11 +4,13 @@ pub mod checks;
 mod frames;
 pub mod headers;
 pub mod hops;
+mod outbox;
 mod outflow;
 mod status;
 pub mod timeout;
 mod traffic;
 
+pub use outbox::{GATHERED_BYTES_MAX, Outbox};
 pub use outflow::{Broken, Outflow};
 pub use status::{DOMAIN, errors_page, from_status, from_told, status, told};
 pub use timeout::grpc_timeout;

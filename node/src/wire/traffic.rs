@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::Frames;
+use super::outbox::Outbox;
 use crate::host::Io;
 
 /// What a connection has done so far. Written as its bytes pass, read by whoever cares for it.
@@ -41,11 +42,24 @@ impl Pulse {
     pub fn is_blocked(&self) -> bool {
         self.blocked.load(Ordering::Relaxed)
     }
+
+    /// Counts what the system has said to a write.
+    pub(super) fn counted(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Ready(Ok(bytes)) => {
+                self.written_bytes.fetch_add(*bytes as u64, Ordering::Release);
+                self.blocked.store(false, Ordering::Relaxed);
+            }
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.blocked.store(true, Ordering::Relaxed),
+        }
+        written
+    }
 }
 
 /// The bytes of a connection, counted, those that were looked at first.
 pub struct Traffic {
-    io: Box<dyn Io>,
+    out: Outbox,
     /// What is read before anything of the connection.
     first: Bytes,
     frames: Option<Frames>,
@@ -59,7 +73,9 @@ impl Traffic {
     /// Counts what passes over `io`.
     pub fn new(io: Box<dyn Io>) -> Traffic {
         let (block_bytes_max, block_rule) = (usize::MAX, "");
-        Traffic { io, first: Bytes::new(), frames: None, block_bytes_max, block_rule, pulse: Arc::default() }
+        let pulse: Arc<Pulse> = Arc::default();
+        let out = Outbox::new(io, pulse.clone());
+        Traffic { out, first: Bytes::new(), frames: None, block_bytes_max, block_rule, pulse }
     }
 
     /// `first` was read already, and is to be read again.
@@ -78,21 +94,14 @@ impl Traffic {
         Traffic { frames: Some(Frames::default()), block_bytes_max: bytes_max, block_rule: rule, ..self }
     }
 
+    /// What goes out.
+    pub fn outbox(&self) -> Outbox {
+        self.out.clone()
+    }
+
     /// What is counted.
     pub fn pulse(&self) -> Arc<Pulse> {
         self.pulse.clone()
-    }
-
-    fn written(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        match &written {
-            Poll::Ready(Ok(bytes)) => {
-                self.pulse.written_bytes.fetch_add(*bytes as u64, Ordering::Release);
-                self.pulse.blocked.store(false, Ordering::Relaxed);
-            }
-            Poll::Ready(Err(_)) => {}
-            Poll::Pending => self.pulse.blocked.store(true, Ordering::Relaxed),
-        }
-        written
     }
 }
 
@@ -105,7 +114,7 @@ impl AsyncRead for Traffic {
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut wire.io).poll_read(cx, buffer);
+        let polled = wire.out.poll_read(cx, buffer);
         let read = &buffer.filled()[before..];
         if !read.is_empty() {
             wire.pulse.read_bytes.fetch_add(read.len() as u64, Ordering::Relaxed);
@@ -122,29 +131,27 @@ impl AsyncRead for Traffic {
 }
 
 impl AsyncWrite for Traffic {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, data);
-        self.written(written)
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        self.out.poll_write(cx, &[io::IoSlice::new(data)])
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, parts);
-        self.written(written)
+        self.out.poll_write(cx, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.out.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.out.poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.out.poll_shutdown(cx)
     }
 }

@@ -11,7 +11,7 @@ use super::config::HEADER_BYTES_MOST;
 use super::{CallsConfig, Shared};
 use crate::drivers::endpoint::{Endpoint, Speaks};
 use crate::host::Io;
-use crate::wire::{Pulse, Traffic};
+use crate::wire::{Outbox, Pulse, Traffic};
 
 /// The largest HTTP/2 frame taken from an instance.
 const FRAME_BYTES_MAX: u32 = 128 << 10;
@@ -30,6 +30,8 @@ pub(super) struct Opened {
     pub(super) connection: h2::client::Connection<Traffic, Bytes>,
     /// Counts the bytes written: they tell whether a call can have been sent.
     pub(super) pulse: Arc<Pulse>,
+    /// What it sends.
+    pub(super) outbox: Outbox,
 }
 
 /// Opens a connection within `calls.connect_timeout`.
@@ -51,7 +53,7 @@ async fn open_now(endpoint: &Endpoint, shared: &Shared) -> Result<Opened, String
 /// instance's settings, so its limit on streams is known from then on.
 async fn greet(io: Box<dyn Io>, config: &CallsConfig) -> Result<Opened, String> {
     let io = Traffic::new(io).bounding_headers(BLOCK_BYTES_MAX, BLOCK_RULE);
-    let pulse = io.pulse();
+    let (pulse, outbox) = (io.pulse(), io.outbox());
     let window = |size: bytesize::ByteSize| u32::try_from(size.as_u64()).unwrap_or(u32::MAX >> 1).min(u32::MAX >> 1);
     let mut builder = h2::client::Builder::new();
     builder
@@ -78,7 +80,7 @@ async fn greet(io: Box<dyn Io>, config: &CallsConfig) -> Result<Opened, String> 
             }
         }
     }
-    Ok(Opened { sender, connection, pulse })
+    Ok(Opened { sender, connection, pulse, outbox })
 }
 
 /// Cancelled calls whose last frames may still be under way, per connection.

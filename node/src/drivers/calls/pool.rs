@@ -21,7 +21,7 @@ use super::connect;
 use super::failure::Failure;
 use crate::drivers::endpoint::Endpoint;
 use crate::host::Turn;
-use crate::wire::Pulse;
+use crate::wire::{Outbox, Pulse};
 
 /// With fewer calls a connection does at once what it is woken for.
 const GATHERED_CALLS_MIN: usize = 4;
@@ -192,7 +192,7 @@ impl Pool {
         let (pool, id) = (Arc::downgrade(&self), self.id);
         drop(self);
         let closing = connection_closing(&pool, &connection);
-        let ended = gathered(opened.connection, Arc::downgrade(&connection));
+        let ended = gathered(opened.connection, opened.outbox, Arc::downgrade(&connection));
         drop(connection);
         let ended = ended.await;
         closing.closed();
@@ -224,13 +224,16 @@ impl Pool {
 /// Runs a connection. What its calls send and take at one time goes over it together, if there are several.
 async fn gathered(
     running: h2::client::Connection<impl AsyncRead + AsyncWrite + Unpin, Bytes>,
+    outbox: Outbox,
     connection: Weak<Connection>,
 ) -> Result<(), h2::Error> {
     let (mut running, mut turn) = (pin!(running), Turn::default());
     poll_fn(|cx| {
         let busy = || connection.upgrade().is_some_and(|it| it.calls.load(Ordering::Relaxed) >= GATHERED_CALLS_MIN);
         ready!(turn.poll(cx, busy()));
+        outbox.gather();
         let polled = running.as_mut().poll(cx);
+        outbox.send(cx);
         if polled.is_pending() {
             turn.sleeps();
         }

@@ -20,7 +20,7 @@ use super::metrics::Ending;
 use super::sniff::{First, PREFACE};
 use super::{ApiConfig, Inner, request};
 use crate::host::{Connection, Turn};
-use crate::wire::{Pulse, Traffic};
+use crate::wire::{Outbox, Pulse, Traffic};
 
 /// How long a connection that is to end at once may take to say so to its client.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -38,14 +38,14 @@ pub(super) async fn serve(
     let remote = connection.remote;
     debug_assert_eq!(first.bytes(), PREFACE);
     let wire = Traffic::new(connection.io).after(first.bytes()).counting_resets();
-    let pulse = wire.pulse();
+    let (pulse, outbox) = (wire.pulse(), wire.outbox());
     let handshake = builder(&door.config, &share).handshake::<_, Bytes>(wire);
     let connection = match tokio::time::timeout(door.config.handshake_timeout, handshake).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return tracing::debug!(%remote, %error, "a client's HTTP/2 handshake failed"),
         Err(_) => return door.metrics.refused(super::Refusal::Handshake),
     };
-    Served::new(door, connection, pulse, share, remote).run(stop).await;
+    Served::new(door, connection, pulse, outbox, share, remote).run(stop).await;
 }
 
 /// What is larger than so many times the limit on headers h2 answers by itself, with the bare HTTP status 431; up to
@@ -80,6 +80,7 @@ struct Served<'a> {
     connection: server::Connection<Traffic, Bytes>,
     ping_pong: PingPong,
     pulse: Arc<Pulse>,
+    outbox: Outbox,
     share: Share,
     care: Care,
     turn: Turn,
@@ -108,6 +109,7 @@ impl<'a> Served<'a> {
         door: &'a Arc<Inner>,
         mut connection: server::Connection<Traffic, Bytes>,
         pulse: Arc<Pulse>,
+        outbox: Outbox,
         share: Share,
         remote: SocketAddr,
     ) -> Served<'a> {
@@ -116,7 +118,21 @@ impl<'a> Served<'a> {
         let mut look = tokio::time::interval(care.period());
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (turn, resets, leaving, window_due) = (Turn::default(), 0, false, false);
-        Served { door, connection, ping_pong, pulse, share, care, turn, look, resets, leaving, window_due, remote }
+        Served {
+            door,
+            connection,
+            ping_pong,
+            pulse,
+            outbox,
+            share,
+            care,
+            turn,
+            look,
+            resets,
+            leaving,
+            window_due,
+            remote,
+        }
     }
 
     async fn run(mut self, stop: CancellationToken) {
@@ -162,7 +178,10 @@ impl<'a> Served<'a> {
 
     fn poll_now(&mut self, cx: &mut Context<'_>, stopped: Pin<&mut impl Future<Output = ()>>) -> Poll<Step> {
         // This moves everything on the connection, so the counters are looked at after it.
-        if let Poll::Ready(accepted) = self.connection.poll_accept(cx) {
+        self.outbox.gather();
+        let accepted = self.connection.poll_accept(cx);
+        self.outbox.send(cx);
+        if let Poll::Ready(accepted) = accepted {
             return Poll::Ready(Step::Accepted(accepted));
         }
         let window_is_through =
