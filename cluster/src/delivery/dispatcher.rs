@@ -24,14 +24,15 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// A dispatcher with no partitions and no consumers. `seed`: for the jitter of backoffs.
+    /// A dispatcher with no partitions and no consumers. `seed`: for the jitter of backoffs and the turns of newcomers.
     pub fn new(epoch: Epoch, config: Config, seed: u64) -> Dispatcher {
         let config = Config { lookahead_events: config.lookahead_events.max(1), ..config };
         Dispatcher {
             config,
             epoch,
             windows: BTreeMap::new(),
-            consumers: Consumers::default(),
+            // The timers have the seed itself.
+            consumers: Consumers::new(!seed),
             timers: Timers::new(seed),
             again: VecDeque::new(),
             ready: VecDeque::new(),
@@ -119,6 +120,7 @@ impl Dispatcher {
 
     fn ack(&mut self, consumer: ConsumerId, ranges: Vec<OffsetRange>) -> Answer {
         let mut answer = Answer::default();
+        let mut answered = 0;
         for range in merged(ranges) {
             if range.epoch != self.epoch {
                 self.ack_again(range, &mut answer);
@@ -128,6 +130,7 @@ impl Dispatcher {
                     match window.phase(offset) {
                         Some(Phase::InFlight(holder, _)) if holder == consumer => {
                             *in_flight -= 1;
+                            answered += 1;
                             answer.propose(range.partition, offset);
                             let next = window.finish(offset, Phase::Acked);
                             ready.extend(next.map(|next| ((range.partition, next), Some(consumer))));
@@ -146,6 +149,7 @@ impl Dispatcher {
                 answer.refuse(range, RefusedBecause::UnknownPartition);
             }
         }
+        self.consumers.answered(consumer, answered);
         answer
     }
 
@@ -168,7 +172,9 @@ impl Dispatcher {
     }
 
     fn nack(&mut self, now: Instant, consumer: ConsumerId, ranges: Vec<OffsetRange>, delay: Duration) {
-        for (partition, offset) in self.held(consumer, ranges) {
+        let held = self.held(consumer, ranges);
+        self.consumers.answered(consumer, held.len() as u64);
+        for (partition, offset) in held {
             let window = self.windows.get_mut(&partition).expect("`held` found it there");
             let failures = window.failed(offset);
             let wait = match delay {

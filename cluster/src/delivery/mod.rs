@@ -8,9 +8,13 @@
 //! the consumer hears that its ack is accepted only once it is *committed*. An ack that is lost with its owner was
 //! never confirmed, and the new epoch gives its event out again, before the later ones of its key (P4, P5).
 //!
+//! **Who gets it.** Each event goes to the consumer with the fewest unsettled events, in turn among equals. A lane stays
+//! with the consumer that had its last event as long as nobody has less to do.
+//!
 //! The driver must propose every accepted ack until it is committed or the epoch is over, in the order it got them.
 
 mod consumers;
+mod dice;
 mod dispatcher;
 mod ranges;
 mod timers;
@@ -228,5 +232,7 @@ pub enum RefusedBecause {
 
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod sharing;
 #[cfg(test)]
 mod tests;

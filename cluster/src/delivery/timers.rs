@@ -2,6 +2,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::Config;
+use super::dice::Dice;
 
 /// An event: (partition, offset).
 pub(super) type Place = (u32, u64);
@@ -21,7 +22,7 @@ const STALE_MAX: usize = 1_024;
 
 impl Timers {
     pub(super) fn new(seed: u64) -> Timers {
-        Timers { deadlines: VecDeque::new(), backoffs: BTreeSet::new(), dice: Dice(seed) }
+        Timers { deadlines: VecDeque::new(), backoffs: BTreeSet::new(), dice: Dice::new(seed) }
     }
 
     pub(super) fn deadline(&mut self, at: Instant, place: Place) {
@@ -71,20 +72,5 @@ impl Timers {
         let full = config.backoff_min.saturating_mul(1 << doublings).min(config.backoff_max);
         let half = full / 2;
         half + half.mul_f64(self.dice.roll())
-    }
-}
-
-/// SplitMix64: small, seeded, good enough for jitter. Source: Steele, Lea and Flood, OOPSLA 2014.
-#[derive(Debug)]
-struct Dice(u64);
-
-impl Dice {
-    /// From 0 up to 1.
-    fn roll(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
