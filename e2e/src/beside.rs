@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use tempfile::TempDir;
 use weft_e2e::cluster::Cluster;
 
+use crate::frame;
 use crate::python::Python;
 use crate::report::Report;
 
@@ -13,13 +14,11 @@ use crate::report::Report;
 /// when it fails.
 pub(crate) async fn python(
     name: &'static str,
-    how: Option<&str>,
+    how: Option<impl std::fmt::Debug>,
     keep: bool,
     check: impl AsyncFnOnce(&Python, &Path, &mut Cluster, &mut Report) -> Result<()>,
 ) -> Report {
-    let mut report = Report::new(name);
-    report.figure("seed", 0);
-    report.figure("break", how);
+    let mut report = frame::report(name, how);
     if let Err(error) = run(name, keep, check, &mut report).await {
         report.fail(format!("{error:#}"));
     }
@@ -37,13 +36,9 @@ async fn run(
         return Ok(());
     };
     let folder = TempDir::with_prefix(format!("weft-e2e-{name}-")).context("make a folder for the servers")?;
-    let mut cluster = Cluster::start(3).await?;
-    let checked = check(&python, folder.path(), &mut cluster, report).await;
-    if let Err(error) = checked.and_then(|()| cluster.check_alive()) {
-        report.fail(format!("{error:#}"));
-    }
+    let check = async |cluster: &mut Cluster, report: &mut Report| check(&python, folder.path(), cluster, report).await;
+    frame::on(Cluster::start(3).await?, keep, report, check).await;
     if keep || !report.passed() {
-        eprintln!("the nodes' folders and logs stay in {}", cluster.keep().display());
         eprintln!("the servers' notes and logs stay in {}", folder.keep().display());
     }
     Ok(())

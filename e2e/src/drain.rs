@@ -49,8 +49,7 @@ pub(crate) struct Args {
 
 /// Runs the check.
 pub(crate) async fn run(args: Args) -> Report {
-    let how = args.how.map(|how| format!("{how:?}").to_lowercase());
-    beside::python("drain", how.as_deref(), args.keep, async |python, folder, cluster, report| {
+    beside::python("drain", args.how, args.keep, async |python, folder, cluster, report| {
         check(python, folder, args.how.is_some(), cluster, report).await
     })
     .await

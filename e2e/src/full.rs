@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use weft_e2e::cluster::Cluster;
 use weft_sdk::{Client, ErrorCode, StartAt};
 
+use crate::frame;
 use crate::report::Report;
 
 const TOPIC: &str = "full";
@@ -56,9 +57,7 @@ pub(crate) struct Args {
 
 /// Runs the check.
 pub(crate) async fn run(args: Args) -> Report {
-    let mut report = Report::new("full");
-    report.figure("seed", 0);
-    report.figure("break", args.how.map(|how| format!("{how:?}").to_lowercase()));
+    let mut report = frame::report("full", args.how);
     if let Err(error) = prepared(&args, &mut report).await {
         report.fail(format!("{error:#}"));
     }
@@ -77,16 +76,10 @@ async fn prepared(args: &Args, report: &mut Report) -> Result<()> {
         }
     }
     let folders: Vec<PathBuf> = disks.iter().map(|disk| disk.folder.path().join("data")).collect();
-    let mut cluster = Cluster::start_at(3, &SETTINGS, &folders).await?;
-    let checked = check(&disks, args.how, &mut cluster, report).await;
-    if let Err(error) = checked.and_then(|()| cluster.check_alive()) {
-        report.fail(format!("{error:#}"));
-    }
-    if args.keep || !report.passed() {
-        eprintln!("the nodes' logs stay in {}", cluster.keep().display());
-    }
-    // The nodes go before their disks do.
-    drop(cluster);
+    let cluster = Cluster::start_at(3, &SETTINGS, &folders).await?;
+    // The nodes go with it, before their disks do.
+    let check = async |cluster: &mut Cluster, report: &mut Report| check(&disks, args.how, cluster, report).await;
+    frame::on(cluster, args.keep, report, check).await;
     Ok(())
 }
 

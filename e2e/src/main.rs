@@ -6,6 +6,7 @@
 mod beside;
 mod drain;
 mod flights;
+mod frame;
 mod full;
 mod grpc;
 mod python;

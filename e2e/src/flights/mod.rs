@@ -15,6 +15,7 @@ use tokio::task::JoinHandle;
 use weft_e2e::cluster::{self, Cluster};
 use weft_sdk::Client;
 
+use crate::frame;
 use crate::report::Report;
 use consume::Ledger;
 use data::{Break, ROWS, Row};
@@ -47,21 +48,10 @@ pub(crate) struct Args {
 
 /// Runs the check.
 pub(crate) async fn run(args: Args) -> Report {
-    let mut report = Report::new("flights");
-    report.figure("seed", 0);
-    report.figure("break", args.how.map(|how| format!("{how:?}").to_lowercase()));
+    let mut report = frame::report("flights", args.how);
+    let check = async |cluster: &mut Cluster, report: &mut Report| check(&args, cluster, report).await;
     match Cluster::start(3).await {
-        Ok(mut cluster) => {
-            if let Err(error) = check(&args, &mut cluster, &mut report).await {
-                report.fail(format!("{error:#}"));
-            }
-            if let Err(error) = cluster.check_alive() {
-                report.fail(format!("{error:#}"));
-            }
-            if args.keep || !report.passed() {
-                eprintln!("the nodes' folders and logs stay in {}", cluster.keep().display());
-            }
-        }
+        Ok(cluster) => frame::on(cluster, args.keep, &mut report, check).await,
         Err(error) => report.fail(format!("{error:#}")),
     }
     report

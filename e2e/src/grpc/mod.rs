@@ -48,7 +48,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Report {
     let spoil = args.how.map(|how| format!("{how:?}").to_lowercase());
     let spoiled = spoil.as_deref();
-    beside::python("grpc", spoiled, args.keep, async |python, folder, cluster, report| {
+    beside::python("grpc", args.how, args.keep, async |python, folder, cluster, report| {
         check(python, folder, spoiled.unwrap_or_default(), cluster, report).await
     })
     .await
