@@ -1,7 +1,7 @@
 //! Groups whose consumers come, go and stand still. That all is delivered, in order, is checked in every run (P4, P5);
 //! here is how soon.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use weft_sim::history::{Entry, Place, What};
@@ -59,6 +59,16 @@ fn what_a_consumer_that_leaves_has_not_acked_comes_again_at_once() {
     assert!(left > 5 && given_back > 5, "{given_back} events of {left} consumers");
 }
 
+/// Partitions that have taken an event soon after a moment: their owners live, or have heirs already.
+fn served_after(verdict: &Verdict, from: Duration) -> BTreeSet<u32> {
+    let soon = verdict.history.iter().filter(|entry| at(entry) > from + ms(200) && at(entry) < from + ms(2_000));
+    let partition = |entry: &Entry| match entry.what {
+        What::PublishOk { partition, .. } => Some(partition),
+        _ => None,
+    };
+    soon.filter_map(partition).collect()
+}
+
 /// The node that a consumer is connected to dies: the owners learn of it from the link.
 #[test]
 fn what_a_consumer_had_through_a_dead_node_comes_again_at_once() {
@@ -70,11 +80,40 @@ fn what_a_consumer_had_through_a_dead_node_comes_again_at_once() {
         let verdict = sound(Plan { group, ..plan(32, ms(9_000), vec![(ms(4_000), fault.clone())]) });
         let name = if matches!(fault, Fault::Kill { .. }) { "Kill" } else { "Partition" };
         let gone = noted(&verdict, name).expect("the fault begins");
-        let held = held(&verdict, "consumer-0", gone);
+        // What the node led itself comes when another does.
+        let served = served_after(&verdict, gone);
+        let mut held = held(&verdict, "consumer-0", gone);
+        held.retain(|(partition, _)| served.contains(partition));
         assert!(!held.is_empty(), "{name}: it was given events, and forgot some");
         let waited = until_again(&verdict, &held, gone);
         // A black hole is one when gossip says so; a killed process is seen dead at once.
         assert!(waited < if name == "Kill" { ms(2_000) } else { ms(5_000) }, "{name}: {waited:?}: {held:?}");
+    }
+}
+
+/// The node gives back what its consumers hold before it drains anything else.
+#[test]
+fn what_a_consumer_had_through_a_node_that_stops_comes_again_at_once() {
+    let group = Habits { ack_deadline: ACK_DEADLINE, leaves_per_mille: 0, forgets_per_mille: 300, ..Habits::default() };
+    let verdict = sound(Plan { group, ..plan(34, ms(9_000), vec![(ms(4_000), Fault::Stop { node: 0 })]) });
+    let told = noted(&verdict, "Stop").expect("the node is told to stop");
+    let held = held(&verdict, "consumer-0", told);
+    assert!(!held.is_empty(), "it was given events, and forgot some");
+    let waited = until_again(&verdict, &held, told);
+    assert!(waited < ms(1_000), "{waited:?}: {held:?}");
+}
+
+/// Its members are connected to different nodes, and each shard decides for itself.
+#[test]
+fn members_get_the_same_share() {
+    let group = Habits { leaves_per_mille: 0, forgets_per_mille: 0, nacks_per_mille: 0, ..Habits::default() };
+    for seed in [35, 36, 37] {
+        let verdict = sound(Plan { group, partitions: 6, ..plan(seed, ms(5_000), Vec::new()) });
+        let mut given: BTreeMap<&str, usize> = BTreeMap::new();
+        let deliveries = verdict.history.iter().filter(|entry| matches!(entry.what, What::Delivered { .. }));
+        deliveries.for_each(|entry| *given.entry(&entry.who).or_default() += 1);
+        let all: usize = given.values().sum();
+        assert!(given.len() == 3 && given.values().all(|count| *count > all / 4), "{seed}: {given:?}");
     }
 }
 
