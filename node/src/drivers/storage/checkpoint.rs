@@ -6,13 +6,18 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use weft_cluster::ids::LogPosition;
 
 use super::group::Group;
 use super::meta::{self, FileRecord, GroupRecord, Manifest, Meta, MetaRef};
+use super::segments::Segment;
 use super::{Checkpointed, Inner, locked, space};
+
+/// Segments synced at a time. Each is one blocking piece of work.
+const SYNCS_MAX: usize = 8;
 
 /// Counts and leftovers of checkpoints.
 #[derive(Default)]
@@ -116,6 +121,7 @@ async fn finish(inner: &Arc<Inner>, capture_lsn: u64, captures: Vec<Capture>) ->
     // What the floor no longer counts was truncated or purged: these records must be durable before the manifest
     // lets go of the frames, or a crash would find a log with a hole.
     inner.journal.barrier().await?;
+    sync_segments(inner, &captures).await?;
     let told = {
         let inner = Arc::clone(inner);
         let host = Arc::clone(&inner.host);
@@ -125,6 +131,18 @@ async fn finish(inner: &Arc<Inner>, capture_lsn: u64, captures: Vec<Capture>) ->
         replica.checkpointed(at);
     }
     Ok(())
+}
+
+/// Syncs the segments of all captured groups, a bounded number at a time: the file system makes one commit of those that
+/// wait together. What becomes dirty meanwhile is synced with its group.
+async fn sync_segments(inner: &Arc<Inner>, captures: &[Capture]) -> io::Result<()> {
+    let frozen = captures.iter().filter(|capture| capture.frozen.is_some());
+    let dirty: Vec<_> = frozen.flat_map(|capture| capture.group.files.take_dirty()).collect();
+    let sync = |segment: Arc<Segment>| {
+        let (host, files) = (Arc::clone(&inner.host), Arc::clone(&inner.files));
+        async move { host.run_blocking(move || segment.sync(&files)).await }
+    };
+    futures::stream::iter(dirty).map(sync).buffer_unordered(SYNCS_MAX).try_collect().await
 }
 
 /// The first frame that is needed, and its `prev_crc`.

@@ -113,6 +113,11 @@ impl Segment {
         (state.written, state.pending.clone())
     }
 
+    /// Makes durable what is written of it.
+    pub(super) fn sync(&self, files: &Files) -> io::Result<()> {
+        files.open(&self.path)?.sync_data().map_err(unsynced(&self.path))
+    }
+
     /// Whether something of it is not written yet.
     fn waits(&self) -> bool {
         let state = locked(&self.state);
@@ -532,20 +537,19 @@ impl ShardFiles {
         locked(&self.state).partitions.values().flatten().cloned().collect()
     }
 
+    /// The segments with bytes that are not synced, which count as synced from now on: the caller syncs them, or ends.
+    pub(super) fn take_dirty(&self) -> Vec<Arc<Segment>> {
+        let state = locked(&self.state);
+        // Dropped ones too: the checkpoint that is being taken may still name them.
+        let gone = state.garbage.iter().map(|(segment, _)| segment);
+        let segments = state.partitions.values().flatten().chain(gone);
+        segments.filter(|segment| std::mem::take(&mut locked(&segment.state).dirty)).cloned().collect()
+    }
+
     /// Syncs all that was written and the folders of new files.
     pub(super) fn sync(&self) -> io::Result<()> {
-        let (segments, folders) = {
-            let mut state = locked(&self.state);
-            // Dropped ones too: the checkpoint that is being taken may still name them.
-            let gone = state.garbage.iter().map(|(segment, _)| segment);
-            let segments: Vec<_> = state.partitions.values().flatten().chain(gone).cloned().collect();
-            (segments, std::mem::take(&mut state.folders))
-        };
-        for segment in segments {
-            if std::mem::take(&mut locked(&segment.state).dirty) {
-                self.files.open(&segment.path)?.sync_data().map_err(unsynced(&segment.path))?;
-            }
-        }
+        self.take_dirty().iter().try_for_each(|segment| segment.sync(&self.files))?;
+        let folders = std::mem::take(&mut locked(&self.state).folders);
         folders
             .iter()
             .rev()
