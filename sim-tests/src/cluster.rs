@@ -1,6 +1,6 @@
 //! A simulated cluster: nodes that live, die and come back, and the faults that a plan names.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +27,8 @@ pub const INSTANCES: [&str; 2] = ["i1", "i2"];
 pub const DATA: &str = "/data";
 /// The usual latency of a message.
 const LATENCY: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(4));
+/// Where nodes tell their metrics, in plans that look at them.
+pub(crate) const ADMIN_PORT: u16 = 7403;
 /// A process that ended by itself is started again after this.
 const RESTART: Duration = Duration::from_millis(500);
 /// A node that ends by itself more often than this is left alone: it is broken for good.
@@ -60,8 +62,9 @@ enum Due {
     Unblock(Vec<IpAddr>, Vec<IpAddr>),
     Release(usize),
     Calm,
-    Latency,
+    Latency(Option<usize>),
     Unhang(usize),
+    Unslow(usize),
     Bounce(usize),
     Unfail(usize),
     Unfill(usize),
@@ -243,7 +246,8 @@ impl<'a> Cluster<'a> {
                 self.network.release(&self.sim, self.addresses[node], &self.everyone());
             }
             Due::Calm => self.set_loss(0, 0),
-            Due::Latency => self.set_latency(LATENCY.1),
+            Due::Latency(node) => self.set_latency(node, LATENCY.1),
+            Due::Unslow(node) => self.controls[node].disk.set_faults(|faults| faults.slow = Duration::ZERO),
             Due::Bounce(instance) => self.sim.bounce(self.instances[instance]),
             Due::Unhang(node) => self.controls[node].disk.set_faults(|faults| faults.hangs = false),
             Due::Unfail(node) => self.controls[node].disk.set_faults(|faults| faults.fails = false),
@@ -296,8 +300,8 @@ impl<'a> Cluster<'a> {
                 self.later(lasts, Due::Calm);
             }
             Fault::Delay { up_to, lasts } => {
-                self.set_latency(up_to);
-                self.later(lasts, Due::Latency);
+                self.set_latency(None, up_to);
+                self.later(lasts, Due::Latency(None));
             }
             Fault::BitFlip { node, dice } => self.rot(node, dice, &["seg", "wal"], 1),
             Fault::RottenSegments { node, dice } => self.rot(node, dice, &["seg"], usize::MAX),
@@ -313,6 +317,14 @@ impl<'a> Cluster<'a> {
             Fault::HungDisk { node, lasts } => {
                 self.controls[node].disk.set_faults(|faults| faults.hangs = true);
                 self.later(lasts, Due::Unhang(node));
+            }
+            Fault::SlowDisk { node, by, lasts } => {
+                self.controls[node].disk.set_faults(|faults| faults.slow = by);
+                self.later(lasts, Due::Unslow(node));
+            }
+            Fault::SlowLinks { node, up_to, lasts } => {
+                self.set_latency(Some(node), up_to);
+                self.later(lasts, Due::Latency(Some(node)));
             }
             Fault::Clock { node, by_ms } => {
                 self.controls[node].skew_ms.fetch_add(by_ms, Ordering::Relaxed);
@@ -365,10 +377,12 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    fn set_latency(&mut self, up_to: Duration) {
+    /// Of all messages, or of those from and to one node.
+    fn set_latency(&mut self, node: Option<usize>, up_to: Duration) {
         let everyone = self.everyone();
+        let concerned = |ip: &IpAddr| node.is_none_or(|node| *ip == self.addresses[node]);
         for (number, a) in everyone.iter().enumerate() {
-            for b in &everyone[number + 1..] {
+            for b in everyone[number + 1..].iter().filter(|b| concerned(a) || concerned(b)) {
                 self.sim.set_link_max_message_latency(*a, *b, up_to);
             }
         }
@@ -411,6 +425,9 @@ fn config(plan: &Plan, node: usize, addresses: &[IpAddr]) -> Config {
     config.node.advertise = format!("{}:7400", addresses[node]);
     config.node.peer_advertise = format!("{}:7401", addresses[node]);
     config.node.seeds = addresses.iter().filter(|ip| **ip != addresses[node]).map(|ip| format!("{ip}:7401")).collect();
+    if plan.gauges {
+        config.node.admin_listen = (Ipv4Addr::UNSPECIFIED, ADMIN_PORT).into();
+    }
     config.tls.ca = "/tls/ca.pem".into();
     config.tls.cert = "/tls/node.pem".into();
     config.tls.key = "/tls/node.key".into();

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -44,6 +45,8 @@ pub struct Faults {
     pub lies: bool,
     /// Work on the disk does not return.
     pub hangs: bool,
+    /// Work on the disk takes so much longer.
+    pub slow: Duration,
     /// Writes and syncs fail.
     pub fails: bool,
     /// Bytes that fit.
@@ -52,7 +55,7 @@ pub struct Faults {
 
 impl Default for Faults {
     fn default() -> Self {
-        Faults { lies: false, hangs: false, fails: false, capacity: 8 << 30 }
+        Faults { lies: false, hangs: false, slow: Duration::ZERO, fails: false, capacity: 8 << 30 }
     }
 }
 

@@ -78,6 +78,8 @@ pub enum What {
     Owner { node: String, shard: u32, owner: String, epoch: u64 },
     /// A node's copy of the registry at an index: the ids of all topics.
     Copy { node: String, index: u64, topics: Vec<u32> },
+    /// What a node said of one of its queues.
+    Gauge { node: String, name: String, value: i64 },
     /// The log at the end, as a subscriber reads it from the owners.
     Final { partition: u32, offset: u64, epoch: u64, id: u64, key: String, intact: bool },
     /// The log at the end, as it is on one node's disk.

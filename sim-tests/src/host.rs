@@ -186,7 +186,7 @@ impl Host for SimHost {
             while control.disk.faults().hangs {
                 tokio::time::sleep(HANG_POLL).await;
             }
-            let delay = control.disk_delay();
+            let delay = control.disk_delay() + control.disk.faults().slow;
             // Half of the wait before the work and half after it: a crash may find it done and unanswered.
             tokio::time::sleep(delay / 2).await;
             work();

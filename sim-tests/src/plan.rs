@@ -33,6 +33,10 @@ pub struct Plan {
     pub one_home: bool,
     /// Segments are scrubbed every 2 s, and a disk that has rotted must be whole again at the end.
     pub heals: bool,
+    /// Producers with a session.
+    pub producers: u64,
+    /// The nodes' gauges of queues are written down.
+    pub gauges: bool,
 }
 
 /// How consumers of the group behave while the storm lasts.
@@ -95,6 +99,10 @@ pub enum Fault {
     Join { node: usize },
     /// Work on a disk does not return.
     HungDisk { node: usize, lasts: Duration },
+    /// Work on a disk takes so much longer.
+    SlowDisk { node: usize, by: Duration, lasts: Duration },
+    /// Messages from and to a node take up to this long.
+    SlowLinks { node: usize, up_to: Duration, lasts: Duration },
     /// A node's wall clock jumps.
     Clock { node: usize, by_ms: i64 },
 }
@@ -111,6 +119,8 @@ impl Fault {
             | Fault::Delay { lasts, .. }
             | Fault::FailingDisk { lasts, .. }
             | Fault::FullDisk { lasts, .. }
+            | Fault::SlowDisk { lasts, .. }
+            | Fault::SlowLinks { lasts, .. }
             | Fault::HungDisk { lasts, .. } => *lasts,
             Fault::BitFlip { .. } | Fault::RottenSegments { .. } | Fault::Join { .. } | Fault::Stop { .. } => {
                 Duration::from_secs(1)
@@ -140,6 +150,8 @@ impl Plan {
             group: Habits::default(),
             one_home: false,
             heals: false,
+            producers: 2,
+            gauges: false,
         };
         plan.draw_faults(&mut dice);
         // Dice of their own, so that the other seeds stay what they were.
@@ -166,6 +178,8 @@ impl Plan {
             group: Habits::default(),
             one_home: false,
             heals: false,
+            producers: 2,
+            gauges: false,
         }
     }
 

@@ -4,6 +4,7 @@
 mod audit;
 pub mod calls;
 mod consume;
+mod gauges;
 mod publish;
 mod registry;
 
@@ -53,6 +54,8 @@ pub struct Shared {
     servers: Vec<String>,
     instances: Vec<IpAddr>,
     one_home: bool,
+    producers: u64,
+    gauges: bool,
     seed: u64,
     habits: Habits,
     next_id: Arc<AtomicU64>,
@@ -64,9 +67,9 @@ impl Shared {
     /// For a run of `plan` against nodes at `servers`, with instances of the service to call at `instances`.
     pub fn new(plan: &Plan, servers: Vec<String>, instances: Vec<IpAddr>, history: History) -> Shared {
         let phase = watch::Sender::new(Phase::Found);
-        let (seed, habits, one_home) = (plan.seed, plan.group, plan.one_home);
+        let Plan { seed, group: habits, one_home, producers, gauges, .. } = *plan;
         let (next_id, open) = (Arc::default(), Arc::default());
-        Shared { history, phase, servers, instances, one_home, seed, habits, next_id, open }
+        Shared { history, phase, servers, instances, one_home, producers, gauges, seed, habits, next_id, open }
     }
 
     fn phase(&self) -> Phase {
@@ -145,8 +148,8 @@ pub async fn conduct(shared: Shared, partitions: u32) -> Result<()> {
     }
     shared.phase.send_replace(Phase::Storm);
     let mut tasks = tokio::task::JoinSet::new();
-    for number in 0..2 {
-        tasks.spawn(publish::idempotent(shared.clone(), number));
+    for number in 0..shared.producers {
+        tasks.spawn(publish::idempotent(shared.clone(), number as usize));
     }
     tasks.spawn(publish::plain(shared.clone(), 2));
     for number in 0..3 {
@@ -162,6 +165,9 @@ pub async fn conduct(shared: Shared, partitions: u32) -> Result<()> {
     }
     for node in 0..shared.servers.len() {
         tasks.spawn(audit::auditor(shared.clone(), node));
+        if shared.gauges {
+            tasks.spawn(gauges::watcher(shared.clone(), node));
+        }
     }
     let mut phase = shared.phase.subscribe();
     phase.wait_for(|phase| *phase >= Phase::Read).await.context("the harness goes on")?;

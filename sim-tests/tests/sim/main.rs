@@ -4,6 +4,7 @@ mod calls;
 mod groups;
 mod host;
 mod instances;
+mod lagging;
 mod loops;
 mod scenarios;
 mod slow;

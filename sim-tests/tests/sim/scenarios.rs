@@ -37,7 +37,7 @@ pub(crate) fn noted(verdict: &Verdict, text: &str) -> Option<Duration> {
 }
 
 /// The longest time that a partition went without a receipt, from `from` to the end of the storm.
-fn longest_gap(verdict: &Verdict, from: Duration) -> Duration {
+pub(crate) fn longest_gap(verdict: &Verdict, from: Duration) -> Duration {
     let end = noted(verdict, "heal").expect("the storm ends");
     let mut last: BTreeMap<u32, Duration> = BTreeMap::new();
     let mut longest = Duration::ZERO;

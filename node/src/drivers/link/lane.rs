@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prometheus_client::metrics::gauge::Gauge;
 use quinn::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
@@ -45,6 +46,28 @@ pub(super) struct Outgoing {
     // Requests: whether it was written or given up, whichever came first.
     claim: Option<Arc<AtomicU8>>,
     _room: OwnedSemaphorePermit,
+    // Requests only: what the limits of the queue hold, in the metric.
+    _queued: Option<Queued>,
+}
+
+/// Bytes of a request that waits for its write.
+struct Queued {
+    gauge: Gauge,
+    bytes: i64,
+}
+
+impl Queued {
+    fn new(gauge: &Gauge, bytes: usize) -> Queued {
+        let bytes = i64::try_from(bytes).expect("limits of frames are below 4 GiB");
+        gauge.inc_by(bytes);
+        Queued { gauge: gauge.clone(), bytes }
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.gauge.dec_by(self.bytes);
+    }
 }
 
 type Answer = Result<Bytes, String>;
@@ -60,6 +83,7 @@ pub(super) struct LaneClient {
     to: NodeId,
     queue: mpsc::Sender<Outgoing>,
     room: Arc<Semaphore>,
+    queue_bytes: Gauge,
     bytes_max: usize,
     cost_min: usize,
     /// Cancels that wait to be sent; none on lanes whose requests are not cancelled. One too many is left out: the
@@ -87,6 +111,7 @@ impl LaneClient {
             to: link.peer.id,
             queue,
             room: Arc::new(Semaphore::new(bytes_max)),
+            queue_bytes: inner.metrics.queue_bytes.get_or_create_owned(&link.label()),
             bytes_max,
             cost_min: bytes_max.div_ceil(inner.config.queue_requests_max),
             cancels: Arc::new(Semaphore::new(cancels_max)),
@@ -115,7 +140,8 @@ impl LaneClient {
             number
         };
         let pending = Pending { lane: self.clone(), number, claim: claim.clone(), answer };
-        let out = Outgoing { number, flags: 0, parts: parts.clone(), bytes, claim: Some(claim), _room: room };
+        let (parts, claim, queued) = (parts.clone(), Some(claim), Some(Queued::new(&self.queue_bytes, bytes)));
+        let out = Outgoing { number, flags: 0, parts, bytes, claim, _room: room, _queued: queued };
         // Each permit is at least `cost_min`, so there is a place for whoever holds one.
         self.queue.try_send(out).map_err(drop)?;
         Ok(pending)
@@ -124,7 +150,8 @@ impl LaneClient {
     /// Tells the peer that nobody waits for an answer any more.
     fn cancel(&self, number: u64) {
         let Ok(room) = self.cancels.clone().try_acquire_owned() else { return };
-        let out = Outgoing { number, flags: FLAG_CANCEL, parts: Parts::new(), bytes: 0, claim: None, _room: room };
+        let parts = Parts::new();
+        let out = Outgoing { number, flags: FLAG_CANCEL, parts, bytes: 0, claim: None, _room: room, _queued: None };
         // There is a place for whoever holds a permit, unless the lane has ended.
         let _ = self.queue.try_send(out);
     }
@@ -376,5 +403,5 @@ fn outgoing(number: u64, flags: u8, parts: Parts, lane: Lane, room: OwnedSemapho
         let reason = format!("the answer of {bytes} bytes is over the limit of {}", lane.frame_bytes_max());
         return outgoing(number, FLAG_REFUSED, vec![reason.into()], lane, room);
     }
-    Outgoing { number, flags, parts, bytes, claim: None, _room: room }
+    Outgoing { number, flags, parts, bytes, claim: None, _room: room, _queued: None }
 }

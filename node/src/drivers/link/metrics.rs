@@ -30,6 +30,7 @@ pub(super) struct Metrics {
     pub(super) deaths: PerPeer,
     pub(super) suspicions: PerPeer,
     pub(super) requests: PerPeer,
+    pub(super) queue_bytes: Family<PeerLabel, Gauge>,
     pub(super) requests_not_sent: PerPeer,
     pub(super) requests_lost: PerPeer,
     pub(super) requests_late: PerPeer,
@@ -61,6 +62,8 @@ impl Metrics {
         registry.register("weft_link_deaths", "Verdicts of dead", self.deaths.clone());
         registry.register("weft_link_suspicions", "Verdicts of suspect", self.suspicions.clone());
         registry.register("weft_link_requests", "Requests sent", self.requests.clone());
+        let queued = self.queue_bytes.clone();
+        registry.register("weft_link_queue_bytes", "Bytes of requests that wait to be sent", queued);
         let (not_sent, lost, late) = (&self.requests_not_sent, &self.requests_lost, &self.requests_late);
         registry.register("weft_link_requests_not_sent", "Requests of which no byte left", not_sent.clone());
         registry.register("weft_link_requests_lost", "Requests whose link was lost", lost.clone());
@@ -90,6 +93,7 @@ impl Metrics {
         self.rtt_seconds.remove(&label);
         self.clock_ahead_seconds.remove(&label);
         self.verdict.remove(&label);
+        self.queue_bytes.remove(&label);
         for family in [
             &self.sent_bytes,
             &self.received_bytes,
