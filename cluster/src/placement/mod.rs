@@ -2,13 +2,13 @@
 //!
 //! Per-zone, weight-proportional quotas; replicas that are in place stay; vacancies are filled by rendezvous
 //! hashing (HRW); only what exceeds a node's rounded-up quota moves; preferred leaders are balanced last, by swaps
-//! that move no data. No pure hash balances as well, and this moves no more than one would.
+//! that move no data, and only when replicas move: one that a person has chosen stays. No pure hash balances as well, and this moves no more than one would.
 
 mod leaders;
 mod quota;
 mod replicas;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use weft_proto::internal::v1::{PlannedShard, ShardRecord};
 use xxhash_rust::xxh3::xxh3_64;
@@ -52,6 +52,14 @@ pub fn plan<'a>(
     let kept = present.iter().map(|row| row.nodes.iter().filter_map(|id| index.get(id).copied()).collect()).collect();
     let rows = replicas::place(&slots, kept, replicas);
     let preferred: Vec<_> = present.iter().map(|row| index.get(&row.preferred).copied()).collect();
+    // Where no replica moves, leaders stay as they are: uneven, if a person has chosen some.
+    let settled = rows.iter().zip(&present).zip(&preferred).all(|((row, present), preferred)| {
+        let nodes = row.iter().map(|node| slots.nodes[*node].id).collect();
+        present.holds(nodes) && preferred.is_some_and(|leader| row.contains(&leader))
+    });
+    if settled {
+        return Vec::new();
+    }
     let preferred = leaders::balance(slots.nodes.len(), &rows, preferred);
 
     let planned = rows.iter().zip(preferred).enumerate().map(|(shard, (row, preferred))| PlannedShard {
@@ -71,12 +79,11 @@ struct Present {
 
 impl Present {
     fn same(&self, new: &PlannedShard) -> bool {
-        let sorted = |nodes: &[u64]| {
-            let mut nodes = nodes.to_vec();
-            nodes.sort_unstable();
-            nodes
-        };
-        self.preferred == new.preferred && sorted(&self.nodes) == sorted(&new.nodes)
+        self.preferred == new.preferred && self.holds(new.nodes.iter().copied().collect())
+    }
+
+    fn holds(&self, nodes: BTreeSet<u64>) -> bool {
+        self.nodes.iter().copied().collect::<BTreeSet<u64>>() == nodes
     }
 }
 

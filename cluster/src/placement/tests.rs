@@ -150,6 +150,19 @@ fn a_target_counts_as_what_is_held() {
     assert!(plan(table.0.values(), &three, 8, 3).is_empty());
 }
 
+#[test]
+fn a_leader_that_a_person_chose_stays_until_replicas_move() {
+    let four = nodes(4, 1, &[100]);
+    let (three, chosen) = (&four[..3], four[0].id.0);
+    let mut table = Table::default();
+    table.plan(three, 8, 3);
+    table.0.values_mut().for_each(|row| row.preferred = chosen);
+    assert!(plan(table.0.values(), three, 8, 3).is_empty(), "uneven, as it was chosen");
+    table.plan(&four, 8, 3);
+    let led = table.0.values().filter(|row| row.preferred == chosen).count();
+    assert!((1..=3).contains(&led), "spread anew, but what fits stays: {led}");
+}
+
 fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
     let node = (1..30u64, 0..4u8, prop::sample::select(vec![1, 50, 100, 400]), prop::bool::weighted(0.9));
     prop::collection::vec(node, 1..14).prop_map(|nodes| {

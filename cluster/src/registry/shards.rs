@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use weft_proto::internal::v1::{PlanShards, PlannedShard, ReplaceReplica, ReplicaRecord, ShardMoved, ShardRecord};
+use weft_proto::internal::v1::{
+    PlanShards, PlannedShard, PreferLeader, ReplaceReplica, ReplicaRecord, ShardMoved, ShardRecord,
+};
 use weft_proto::v1::{Error, ErrorCode};
 
 use super::State;
@@ -103,6 +105,26 @@ impl State {
         target.iter_mut().filter(|replica| replica.replica_id == failed).for_each(|replica| replica.replica_id = new);
         self.shards.insert(shard, Arc::new(ShardRecord { target, ..row }));
         self.shards_version += 1;
+        DONE
+    }
+
+    /// Notes who should lead a shard, as a person has chosen. Plans keep it as long as no replica moves.
+    pub(super) fn prefer_leader(&mut self, command: &PreferLeader) -> Answer {
+        let id = ShardId(command.shard);
+        let Some(row) = self.shard(id) else {
+            return Err(error(ErrorCode::NotFound, format!("shard {id} has no row in the table")));
+        };
+        let held = if row.target.is_empty() { &row.replicas } else { &row.target };
+        if !held.iter().any(|replica| replica.node == command.node) {
+            let node = NodeId(command.node);
+            let name = self.node(node).map_or_else(|| node.to_string(), |node| node.name.clone());
+            return Err(not_now(format!("{name} holds no replica of shard {id} that stays")));
+        }
+        if row.preferred != command.node {
+            let record = ShardRecord { preferred: command.node, ..row.clone() };
+            self.shards.insert(id, Arc::new(record));
+            self.shards_version += 1;
+        }
         DONE
     }
 

@@ -5,7 +5,7 @@ use weft_proto::internal::v1::registry_command::Command;
 use weft_proto::internal::v1::registry_outcome::Outcome;
 use weft_proto::internal::v1::{
     Bootstrap, CreateGroup, CreateTopic, DeleteGroup, DeleteTopic, OpenProducer, PlanShards, PlannedShard,
-    RegisterNode, RegistryCommand, RegistryEntry, RegistryOutcome, RemoveNode, ReplaceReplica, SetFeatureLevel,
+    PreferLeader, RegisterNode, RegistryCommand, RegistryEntry, RegistryOutcome, RemoveNode, ReplaceReplica, SetFeatureLevel,
     ShardMoved,
 };
 use weft_proto::v1::{Error, ErrorCode};
@@ -361,6 +361,27 @@ fn a_plan_gives_replicas_then_targets() {
 }
 
 #[test]
+fn a_person_chooses_who_leads() {
+    let prefer = |shard, node| Command::PreferLeader(PreferLeader { shard, node });
+    let preferred = |log: &Log| log.state.shard(ShardId(0)).expect("a row").preferred;
+    let mut log = Log::founded();
+    log.ok(register(node(4, "n4", "a")));
+    log.refused_with(prefer(0, 1), ErrorCode::NotFound, "no row");
+    log.ok(plan(0, &[(0, &[1, 2, 3])]));
+    log.ok(prefer(0, 2));
+    assert_eq!((preferred(&log), log.state.shards_version()), (2, 2), "a plan of the table before is refused");
+    log.ok(prefer(0, 2));
+    assert_eq!(log.state.shards_version(), 2, "said twice");
+    log.refused_with(prefer(0, 4), ErrorCode::FailedPrecondition, "n4 holds no replica of shard s0 that stays");
+    // While replicas move, those count that are to be there.
+    log.ok(plan(2, &[(0, &[1, 3, 4])]));
+    log.refused_with(prefer(0, 2), ErrorCode::FailedPrecondition, "n2 holds no replica");
+    log.ok(prefer(0, 4));
+    assert_eq!(preferred(&log), 4);
+    check(&log.state);
+}
+
+#[test]
 fn a_failed_replica_comes_back_under_a_new_id() {
     let replace = |group: u64, replica_id| Command::ReplaceReplica(ReplaceReplica { group, replica_id });
     let mut log = Log::founded();
@@ -491,6 +512,7 @@ fn command() -> impl Strategy<Value = Command> {
             Command::PlanShards(PlanShards { base_version, shards: vec![PlannedShard { shard, nodes, preferred }] })
         }),
         (0..9u32, ids).prop_map(|(shard, ids)| moved(shard, &ids)),
+        (0..9u32, 1..6u64).prop_map(|(shard, node)| Command::PreferLeader(PreferLeader { shard, node })),
         (0..3u32).prop_map(|level| Command::SetFeatureLevel(SetFeatureLevel { level })),
     ]
 }

@@ -452,7 +452,8 @@ pub(crate) enum Cluster {
     Status,
     /// List the shards with their owners and replicas.
     Shards,
-    /// Hand a shard's leadership to a node that has a replica.
+    /// Hand a shard's leadership to a node that has a replica. It stays there, also after a restart of that node, until
+    /// the cluster places replicas anew because nodes join or are gone for good.
     Transfer {
         /// The shard's number.
         shard: u32,

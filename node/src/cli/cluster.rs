@@ -19,14 +19,12 @@ pub(crate) async fn run(command: Command, servers: &[String], output: &mut Outpu
         Command::Status => status(&cluster.status().await?, output),
         Command::Shards => shards(&cluster.shards().await?, output),
         Command::Transfer { shard, node } => {
-            let owned = cluster.shards().await?.into_iter().find(|it| it.shard == shard && it.owner == node);
-            if let Some(owned) = owned {
-                let object = json!({"shard": shard, "node": node, "epoch": owned.epoch, "changed": false});
-                return output.say(&object, format_args!("{node} is already the owner of shard {shard}"));
-            }
+            let owned = cluster.shards().await?.into_iter().any(|it| it.shard == shard && it.owner == node);
+            // Asked for in any case: what it has by a failover alone would be taken from it again.
             let epoch = cluster.transfer(shard, &node).await?;
-            let object = json!({"shard": shard, "node": node, "epoch": epoch, "changed": true});
-            output.say(&object, format_args!("{node} owns shard {shard} since epoch {epoch}"))
+            let object = json!({"shard": shard, "node": node, "epoch": epoch, "changed": !owned});
+            let since = if owned { "owned it already and keeps it" } else { "owns it" };
+            output.say(&object, format_args!("shard {shard}: {node} {since}, since epoch {epoch}"))
         }
     }
 }

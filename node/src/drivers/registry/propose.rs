@@ -46,6 +46,7 @@ fn repeatable(command: &RegistryCommand) -> bool {
                 | Command::OpenProducer(_)
                 | Command::ShardMoved(_)
                 | Command::ReplaceReplica(_)
+                | Command::PreferLeader(_)
                 | Command::SetFeatureLevel(_)
                 | Command::PutInstance(_)
                 | Command::InstanceHealth(_)

@@ -8,7 +8,8 @@ use tonic::{Request, Response};
 use weft_cluster::caller::Caller;
 use weft_cluster::ids::{NodeId, ShardId};
 use weft_cluster::view::{ClusterView, MemberState};
-use weft_proto::internal::v1::ShardRecord;
+use weft_proto::internal::v1::registry_command::Command;
+use weft_proto::internal::v1::{PreferLeader, ShardRecord};
 use weft_proto::v1::cluster_server::Cluster;
 use weft_proto::v1::{self, ErrorCode};
 
@@ -82,11 +83,13 @@ impl Status {
                 format!("node {name:?} holds no replica of shard {}; {holders} do", shard.0),
             ));
         }
-        if let Some(owner) = view.owner_of_shard(shard).filter(|owner| owner.node == node) {
-            return Ok(v1::TransferShardResponse { epoch: owner.epoch.0 });
-        }
         if !view.usable(node) {
             return Err(error(ErrorCode::FailedPrecondition, format!("node {name:?} does not answer")));
+        }
+        // Noted first: who owns it now would take it back from a node that is not the preferred one.
+        self.change(caller, Command::PreferLeader(PreferLeader { shard: shard.0, node: node.0 })).await?;
+        if let Some(owner) = self.view().owner_of_shard(shard).filter(|owner| owner.node == node) {
+            return Ok(v1::TransferShardResponse { epoch: owner.epoch.0 });
         }
         let epoch = self.backend.transfer(caller, shard, node).await?;
         Ok(v1::TransferShardResponse { epoch: epoch.0 })

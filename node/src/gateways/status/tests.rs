@@ -272,8 +272,12 @@ async fn refusals_carry_code_and_retry() {
 #[tokio::test]
 async fn shards_are_transferred_to_live_holders() {
     let mut doors = open().await;
+    let preferred = |doors: &Doors| doors.fake.state.lock().expect("the lock").shard(ShardId(0)).expect("a row").preferred;
     assert_eq!(doors.transfer(0, "n1").await, Ok(6), "it owns it already");
     assert_eq!(doors.transfer(0, "n2").await, Ok(8));
+    assert_eq!(preferred(&doors), 2, "the balancer of leaders leaves it there");
+    assert_eq!(doors.transfer(0, "n1").await, Ok(6));
+    assert_eq!(preferred(&doors), 1, "also where it is the owner");
     assert_eq!(*doors.fake.transfers.lock().expect("the lock"), [(ShardId(0), NodeId(2))]);
     doors.fake.change(|view| {
         view.members.insert(NodeId(3), member(3, "n3", MemberState::Suspect));
