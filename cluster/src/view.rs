@@ -79,6 +79,16 @@ impl ClusterView {
         self.owner_of_shard(self.shard_of(partition)?)
     }
 
+    /// Whether this node, since its start, has come to know its cluster: its copy of the registry has the record of
+    /// this start, and it has met a majority of the registry's voters.
+    pub fn settled(&self) -> bool {
+        let generation = self.members.get(&self.me).map(|me| me.generation.0);
+        let registered =
+            self.registry.node(self.me).is_some_and(|me| generation.is_some_and(|now| me.generation >= now));
+        let voters = self.registry_voters().count();
+        registered && self.registry_voters().filter(|voter| self.usable(*voter)).count() * 2 > voters
+    }
+
     /// Whether new work may be sent to a node.
     pub fn usable(&self, node: NodeId) -> bool {
         node == self.me || self.members.get(&node).is_some_and(|member| member.state == MemberState::Alive)
@@ -185,6 +195,31 @@ mod tests {
         assert_eq!(view.name_of(NodeId(4)), "0000000000000004");
         assert_eq!(view.registry_voters().collect::<Vec<_>>(), [NodeId(1)]);
         assert_eq!(view.replicas_of(ShardId(0)).collect::<Vec<_>>(), [NodeId(2), NodeId(1)]);
+    }
+
+    #[test]
+    fn a_node_that_has_just_started_knows_its_cluster_once_it_is_in_it_and_has_met_it() {
+        let mut view = view();
+        let me = Member { id: NodeId(1), generation: Generation(2), ..view.members[&NodeId(2)].clone() };
+        view.members.insert(NodeId(1), me);
+        let with = |view: &ClusterView, generation, seats: [u64; 3]| {
+            let nodes = (1..=3).map(|id| NodeRecord {
+                id,
+                name: format!("n{id}"),
+                generation: if id == 1 { generation } else { 1 },
+                registry_replica_id: seats[id as usize - 1],
+                ..Default::default()
+            });
+            let registry =
+                RegistryState { cluster_id: 1, shards_total: 1, nodes: nodes.collect(), ..Default::default() };
+            ClusterView { registry: Arc::new(State::from_proto(registry).expect("a good state")), ..view.clone() }
+        };
+        assert!(!view.settled(), "the record is of another start");
+        assert!(!with(&view, 1, [1, 2, 3]).settled(), "the record is of the start before");
+        assert!(with(&view, 2, [1, 2, 3]).settled(), "n1 and n2 are a majority; n3 is suspect");
+        assert!(!with(&view, 2, [1, 0, 3]).settled(), "n1 alone is none");
+        view.members.remove(&NodeId(1));
+        assert!(!with(&view, 2, [1, 2, 3]).settled(), "gossip has not begun");
     }
 
     #[test]

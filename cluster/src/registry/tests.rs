@@ -5,8 +5,8 @@ use weft_proto::internal::v1::registry_command::Command;
 use weft_proto::internal::v1::registry_outcome::Outcome;
 use weft_proto::internal::v1::{
     Bootstrap, CreateGroup, CreateTopic, DeleteGroup, DeleteTopic, OpenProducer, PlanShards, PlannedShard,
-    PreferLeader, RegisterNode, RegistryCommand, RegistryEntry, RegistryOutcome, RemoveNode, ReplaceReplica, SetFeatureLevel,
-    ShardMoved,
+    PreferLeader, RegisterNode, RegistryCommand, RegistryEntry, RegistryOutcome, RemoveNode, ReplaceReplica,
+    SetFeatureLevel, ShardMoved,
 };
 use weft_proto::v1::{Error, ErrorCode};
 

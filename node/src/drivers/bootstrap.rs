@@ -21,6 +21,7 @@ use weft_proto::internal::v1::{Bootstrap, Found, NodeRecord, Probe, ProbeAnswer,
 use weft_proto::v1;
 use weft_proto::v1::ErrorCode;
 
+use super::link::LinkError;
 use super::raft::Context;
 
 /// Between two rounds of questions.
@@ -36,12 +37,15 @@ const VOTERS_MAX: u64 = 5;
 
 /// Makes this node a registered member, however long it takes.
 pub(super) async fn run(context: Arc<Context>) {
-    let since = Instant::now();
+    let mut since = None;
     while let Err(problem) = begin(&context).await {
-        grumble(since, "cannot become part of a cluster yet", &problem.to_string());
+        grumble(*since.get_or_insert_with(Instant::now), "cannot become part of a cluster yet", &problem.to_string());
+        context.registry.waits_for(format!("this node cannot become part of a cluster yet: {problem}"));
         sleep(ROUND_AFTER * 4).await;
     }
     register(&context).await;
+    let cluster = format!("{:016x}", context.registry.state().cluster_id());
+    tracing::info!(cluster, name = context.record.name, "is part of the cluster");
 }
 
 /// Says what is in the way: for information as long as that is how a start goes, as a warning after.
@@ -69,8 +73,9 @@ async fn begin(context: &Arc<Context>) -> io::Result<()> {
         return finish_founding(context, context.host.random_id()).await;
     }
     let mut last = 0;
+    let mut since = Some(Instant::now());
     loop {
-        let answers = probe(context).await;
+        let Probed { answers, refusal } = probe(context).await;
         if let Some((node, cluster)) = answers.iter().find(|(_, a)| a.cluster_id != 0).map(|(n, a)| (*n, a.cluster_id))
         {
             return join(context, node, cluster).await;
@@ -90,6 +95,11 @@ async fn begin(context: &Arc<Context>) -> io::Result<()> {
             last = empty.len();
             tracing::info!(met = last, expected, "empty nodes that have met");
         }
+        let awaited = unfounded(last, expected) + &refusal.map(|reason| format!("; {reason}")).unwrap_or_default();
+        if since.take_if(|since| since.elapsed() > NORMAL_FOR).is_some() {
+            tracing::warn!("still waits: {awaited}");
+        }
+        context.registry.waits_for(awaited);
         if expected > 0 && empty.len() > expected {
             tracing::error!(
                 met = last,
@@ -104,8 +114,27 @@ async fn begin(context: &Arc<Context>) -> io::Result<()> {
     }
 }
 
-/// Asks all seeds and members who they are; by node, without this one.
-async fn probe(context: &Arc<Context>) -> BTreeMap<NodeId, ProbeAnswer> {
+/// What an empty node waits for, having met so many of those that are to found a cluster, itself included.
+fn unfounded(met: usize, expected: usize) -> String {
+    match (met, expected) {
+        (_, 0) => "this node is part of no cluster, and none of node.seeds that answers is part of one".into(),
+        _ if met > expected => {
+            format!("the cluster is not founded: {met} empty nodes have met, raft.bootstrap_expect is {expected}")
+        }
+        _ => format!("the cluster is not founded: {met} of {expected} nodes have met"),
+    }
+}
+
+/// What became of a round of questions.
+struct Probed {
+    /// By node, without this one.
+    answers: BTreeMap<NodeId, ProbeAnswer>,
+    /// Why there is no link to a seed, if one of the two refuses the other.
+    refusal: Option<String>,
+}
+
+/// Asks all seeds and members who they are.
+async fn probe(context: &Arc<Context>) -> Probed {
     let mut addresses: Vec<SocketAddr> = Vec::new();
     for seed in &context.seeds {
         match context.host.resolve(seed).await {
@@ -118,10 +147,19 @@ async fn probe(context: &Arc<Context>) -> BTreeMap<NodeId, ProbeAnswer> {
     // A list of seeds may be the same for all nodes, and so name this one.
     addresses.retain(|at| *at != context.links.me().peer_address);
     let dialled = addresses.into_iter().map(|at| async move {
-        let peer = timeout(ANSWER_PATIENCE, context.links.dial(at)).await.ok()?.ok()?;
-        Some(peer.id)
+        match timeout(ANSWER_PATIENCE, context.links.dial(at)).await {
+            Ok(Ok(peer)) => Some(Ok(peer.id)),
+            Ok(Err(LinkError::Refused(_, reason))) => Some(Err(format!("{at}: {reason}"))),
+            _ => None,
+        }
     });
-    let mut nodes: Vec<NodeId> = futures::future::join_all(dialled).await.into_iter().flatten().chain(known).collect();
+    let (mut nodes, mut refusal) = (known, None);
+    for dialled in futures::future::join_all(dialled).await.into_iter().flatten() {
+        match dialled {
+            Ok(node) => nodes.push(node),
+            Err(reason) => refusal = Some(reason),
+        }
+    }
     nodes.sort_unstable();
     nodes.dedup();
     let asked = nodes.into_iter().filter(|node| *node != context.me).map(|node| async move {
@@ -130,7 +168,7 @@ async fn probe(context: &Arc<Context>) -> BTreeMap<NodeId, ProbeAnswer> {
             _ => None,
         }
     });
-    futures::future::join_all(asked).await.into_iter().flatten().collect()
+    Probed { answers: futures::future::join_all(asked).await.into_iter().flatten().collect(), refusal }
 }
 
 /// The voters of a new registry: spread over the zones, the smallest ids first; an odd number of them.
@@ -203,6 +241,7 @@ async fn resume(context: &Arc<Context>) -> io::Result<()> {
             continue;
         }
         let nodes = founding_nodes(context, &voters).await;
+        context.registry.waits_for(unfounded(nodes.len(), context.config.bootstrap_expect.max(1) as usize));
         let found = Found {
             cluster_id: cluster,
             shards: context.config.shards,
@@ -242,7 +281,7 @@ fn replication(context: &Context, nodes: usize) -> u32 {
 
 /// The records of the nodes that found the cluster: those that answer, with the seats of the first membership.
 async fn founding_nodes(context: &Arc<Context>, voters: &BTreeMap<u64, NodeId>) -> Vec<NodeRecord> {
-    let answers = probe(context).await;
+    let Probed { answers, .. } = probe(context).await;
     let others = answers.into_iter().filter_map(|(node, answer)| {
         let ours = answer.empty || Some(answer.cluster_id) == context.storage.identity().cluster;
         answer.node.filter(|_| ours).map(|record| (node, record))
@@ -313,6 +352,7 @@ async fn register(context: &Context) {
         }
         if let Err(refused) = register_once(context).await {
             grumble(since, "this node is not registered yet", &refused.message);
+            context.registry.waits_for(unregistered(context, &refused.message));
             sleep(ROUND_AFTER * 4).await;
         } else {
             // The copy here follows.
@@ -324,6 +364,15 @@ async fn register(context: &Context) {
             return;
         }
     }
+}
+
+/// What a member waits for that cannot say that it has started.
+fn unregistered(context: &Context, why: &str) -> String {
+    let view = context.registry.view().borrow().clone();
+    let silent = view.registry.nodes().filter(|node| !view.usable(NodeId(node.id))).map(|node| node.name.as_str());
+    let silent: Vec<&str> = silent.collect();
+    let met = if silent.is_empty() { String::new() } else { format!("; not met since: {}", silent.join(", ")) };
+    format!("this node has not caught up with its cluster since its start: {why}{met}")
 }
 
 #[cfg(test)]

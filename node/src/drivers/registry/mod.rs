@@ -50,6 +50,8 @@ struct Inner {
     group: watch::Sender<Option<Group>>,
     leader: watch::Sender<Option<NodeId>>,
     view: watch::Sender<Arc<ClusterView>>,
+    /// What this node still waits for since its start; `None` once it has come to know its cluster, for good.
+    awaited: watch::Sender<Option<String>>,
     turn: AtomicUsize,
 }
 
@@ -72,6 +74,7 @@ impl Registry {
                 group: watch::Sender::default(),
                 leader: watch::Sender::default(),
                 view: watch::Sender::new(Arc::new(view)),
+                awaited: watch::Sender::new(Some("this node has just started".into())),
                 turn: AtomicUsize::new(0),
             }),
         }
@@ -123,6 +126,28 @@ impl Registry {
         let mut view = self.view();
         // The sender lives as long as this handle.
         let _ = view.wait_for(|view| known(&view.registry)).await;
+    }
+
+    /// Whether this node has come to know its cluster since its start. Until then it answers no questions about it:
+    /// what it has on its disk may be old, and whom it has met may not be all.
+    ///
+    /// # Errors
+    /// `NOT_READY`, with what it waits for.
+    pub fn settled(&self) -> Result<(), v1::Error> {
+        match &*self.inner.awaited.borrow() {
+            None => Ok(()),
+            Some(awaited) => Err(error(ErrorCode::NotReady, awaited.clone())),
+        }
+    }
+
+    /// Notes what this node waits for, if it still does.
+    pub(super) fn waits_for(&self, what: impl Into<String>) {
+        self.inner.awaited.send_if_modified(|awaited| {
+            awaited.as_mut().is_some_and(|awaited| {
+                *awaited = what.into();
+                true
+            })
+        });
     }
 
     /// The newest state that this node has.

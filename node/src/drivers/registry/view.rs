@@ -35,6 +35,9 @@ pub(in crate::drivers) async fn compose(
             members: judge(&members.borrow_and_update(), &verdicts.borrow_and_update(), inner.me),
             owners: BTreeMap::clone(&owners.borrow_and_update()),
         };
+        if view.settled() {
+            inner.awaited.send_if_modified(|awaited| awaited.take().is_some());
+        }
         inner.view.send_replace(Arc::new(view));
         let led = async {
             match &mut leadership {

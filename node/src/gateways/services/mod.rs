@@ -32,6 +32,8 @@ type Answer<T> = Result<Response<T>, tonic::Status>;
 
 /// What this door needs of the drivers.
 pub trait Backend: Send + Sync + 'static {
+    /// Whether this node knows its cluster well enough, since its start, to speak of it.
+    fn settled(&self) -> Result<(), v1::Error>;
     /// Registers an instance; this node becomes its home.
     fn register<'a>(&'a self, caller: &'a Caller, put: PutInstance) -> Promise<'a, Result<InstanceRecord, v1::Error>>;
     /// Keeps a lease; its time in milliseconds.
@@ -58,6 +60,10 @@ pub struct Drivers {
 }
 
 impl Backend for Drivers {
+    fn settled(&self) -> Result<(), v1::Error> {
+        self.registry.settled()
+    }
+
     fn register<'a>(&'a self, caller: &'a Caller, put: PutInstance) -> Promise<'a, Result<InstanceRecord, v1::Error>> {
         Box::pin(self.instances.register(caller, put))
     }
@@ -100,6 +106,11 @@ impl Services {
     /// The gRPC service.
     pub fn service(&self) -> ServicesServer<Services> {
         ServicesServer::new(self.clone())
+    }
+
+    /// Refuses what is asked of a node that does not know its cluster yet: its client goes on to another one.
+    fn settled(&self) -> Result<(), tonic::Status> {
+        self.backend.settled().map_err(status)
     }
 
     async fn register(
@@ -165,10 +176,12 @@ impl services_server::Services for Services {
         &self,
         request: Request<v1::RegisterInstanceRequest>,
     ) -> Answer<v1::RegisterInstanceResponse> {
+        self.settled()?;
         self.register(&caller(&request), request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn renew_instance(&self, request: Request<v1::RenewInstanceRequest>) -> Answer<v1::RenewInstanceResponse> {
+        self.settled()?;
         let caller = caller(&request);
         let id = InstanceId(request.into_inner().instance);
         let renewed = self.backend.renew(&caller, id).await.map_err(status)?;
@@ -179,15 +192,18 @@ impl services_server::Services for Services {
         &self,
         request: Request<v1::DeregisterInstanceRequest>,
     ) -> Answer<v1::DeregisterInstanceResponse> {
+        self.settled()?;
         self.deregister(&caller(&request), request.into_inner()).await.map_err(status)?;
         Ok(Response::new(v1::DeregisterInstanceResponse {}))
     }
 
     async fn configure_service(&self, request: Request<v1::ConfigureServiceRequest>) -> Answer<v1::Service> {
+        self.settled()?;
         self.configure(&caller(&request), request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn list_services(&self, request: Request<v1::ListServicesRequest>) -> Answer<v1::ListServicesResponse> {
+        self.settled()?;
         let namespace = request.into_inner().namespace;
         checks::name("namespace", names::namespace_or_default(&namespace)).map_err(status)?;
         let view = self.newest().await;
@@ -197,6 +213,7 @@ impl services_server::Services for Services {
     }
 
     async fn describe_service(&self, request: Request<v1::DescribeServiceRequest>) -> Answer<v1::ServiceDescription> {
+        self.settled()?;
         let v1::DescribeServiceRequest { service, namespace } = request.into_inner();
         checks::service(&namespace, &service).map_err(status)?;
         let view = self.newest().await;

@@ -34,6 +34,10 @@ impl Fake {
 }
 
 impl Backend for Fake {
+    fn settled(&self) -> Result<(), v1::Error> {
+        Ok(())
+    }
+
     fn register<'a>(
         &'a self,
         caller: &'a Caller,

@@ -22,20 +22,24 @@ type Answer<T> = Result<Response<T>, tonic::Status>;
 #[tonic::async_trait]
 impl Cluster for Status {
     async fn list_members(&self, _: Request<v1::ListMembersRequest>) -> Answer<v1::ListMembersResponse> {
+        self.settled()?;
         Ok(Response::new(v1::ListMembersResponse { members: members(&self.view()) }))
     }
 
     async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::ClusterStatus> {
+        self.settled()?;
         Ok(Response::new(summary(&self.view())))
     }
 
     async fn list_shards(&self, _: Request<v1::ListShardsRequest>) -> Answer<v1::ListShardsResponse> {
+        self.settled()?;
         let view = self.view();
         let shards = (0..view.registry.shards_total()).map(|shard| describe(&view, ShardId(shard)));
         Ok(Response::new(v1::ListShardsResponse { shards: shards.collect() }))
     }
 
     async fn transfer_shard(&self, request: Request<v1::TransferShardRequest>) -> Answer<v1::TransferShardResponse> {
+        self.settled()?;
         let caller = caller(&request);
         let v1::TransferShardRequest { shard, node } = request.into_inner();
         self.transfer(&caller, ShardId(shard), &node).await.map(Response::new).map_err(status)
@@ -95,17 +99,25 @@ impl Status {
         Ok(v1::TransferShardResponse { epoch: epoch.0 })
     }
 
-    /// The live members at once, then at each change of them; ends when the node stops.
+    /// The live members at once, or as soon as this node knows them, then at each change of them; ends when the node
+    /// stops. A list of nobody but this node would have clients forget the others.
     fn watch(&self) -> BoxStream<'static, Result<v1::WatchMembersResponse, tonic::Status>> {
         let mut view = self.view.clone();
         view.mark_changed();
-        let next = |(mut view, mut last): (tokio::sync::watch::Receiver<Arc<ClusterView>>, Option<_>)| async move {
-            loop {
-                view.changed().await.ok()?;
-                let members = live(&view.borrow_and_update());
-                if last.as_ref() != Some(&members) {
-                    last = Some(members.clone());
-                    return Some((Ok(v1::WatchMembersResponse { members }), (view, last)));
+        let backend = self.backend.clone();
+        let next = move |(mut view, mut last): (tokio::sync::watch::Receiver<Arc<ClusterView>>, Option<_>)| {
+            let backend = backend.clone();
+            async move {
+                loop {
+                    view.changed().await.ok()?;
+                    if backend.settled().is_err() {
+                        continue;
+                    }
+                    let members = live(&view.borrow_and_update());
+                    if last.as_ref() != Some(&members) {
+                        last = Some(members.clone());
+                        return Some((Ok(v1::WatchMembersResponse { members }), (view, last)));
+                    }
                 }
             }
         };

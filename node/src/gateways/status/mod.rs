@@ -37,6 +37,8 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 
 /// What these doors need of the drivers.
 pub trait Backend: Send + Sync + 'static {
+    /// Whether this node knows its cluster well enough, since its start, to speak of it.
+    fn settled(&self) -> Result<(), v1::Error>;
     /// Runs a registry command of `caller`; a refusal is an `Err`.
     fn propose<'a>(
         &'a self,
@@ -68,6 +70,10 @@ pub struct Drivers {
 }
 
 impl Backend for Drivers {
+    fn settled(&self) -> Result<(), v1::Error> {
+        self.registry.settled()
+    }
+
     fn propose<'a>(
         &'a self,
         caller: &'a Caller,
@@ -116,6 +122,11 @@ impl Status {
 
     fn view(&self) -> Arc<ClusterView> {
         self.view.borrow().clone()
+    }
+
+    /// Refuses what is asked of a node that does not know its cluster yet: its client goes on to another one.
+    fn settled(&self) -> Result<(), tonic::Status> {
+        self.backend.settled().map_err(crate::wire::status)
     }
 
     /// Runs a command and waits until this node's own copy has it, so that the next request here sees it.

@@ -43,6 +43,13 @@ impl Fake {
 }
 
 impl Backend for Fake {
+    fn settled(&self) -> Result<(), v1::Error> {
+        match self.view.borrow().registry.cluster_id() {
+            0 => Err(error(ErrorCode::NotReady, "1 of 3 nodes")),
+            _ => Ok(()),
+        }
+    }
+
     fn propose<'a>(
         &'a self,
         _: &'a Caller,
@@ -272,7 +279,8 @@ async fn refusals_carry_code_and_retry() {
 #[tokio::test]
 async fn shards_are_transferred_to_live_holders() {
     let mut doors = open().await;
-    let preferred = |doors: &Doors| doors.fake.state.lock().expect("the lock").shard(ShardId(0)).expect("a row").preferred;
+    let preferred =
+        |doors: &Doors| doors.fake.state.lock().expect("the lock").shard(ShardId(0)).expect("a row").preferred;
     assert_eq!(doors.transfer(0, "n1").await, Ok(6), "it owns it already");
     assert_eq!(doors.transfer(0, "n2").await, Ok(8));
     assert_eq!(preferred(&doors), 2, "the balancer of leaders leaves it there");
@@ -337,6 +345,29 @@ async fn the_cluster_is_described() {
     assert_eq!(members[0].replicas, 4);
     let version = doors.cluster.get_version(v1::GetVersionRequest {}).await.expect("a version").into_inner();
     assert_eq!((version.node.as_str(), version.feature_level, version.cluster_id), ("n1", 1, 9));
+}
+
+#[tokio::test]
+async fn a_node_that_has_just_started_says_nothing_of_its_cluster() {
+    let mut doors = open().await;
+    let registry = Arc::new(doors.fake.state.lock().expect("the lock").clone());
+    doors.fake.change(|view| view.registry = Arc::default());
+    let not_ready = |status: tonic::Status| {
+        let error = from_status(&status);
+        assert_eq!((error.code(), error.retry(), &*error.message), (ErrorCode::NotReady, Retry::Same, "1 of 3 nodes"));
+    };
+    not_ready(doors.cluster.list_members(v1::ListMembersRequest {}).await.map(drop).expect_err("members"));
+    not_ready(doors.cluster.get_status(v1::GetStatusRequest {}).await.map(drop).expect_err("a status"));
+    not_ready(doors.topics.list_topics(v1::ListTopicsRequest::default()).await.map(drop).expect_err("topics"));
+    doors.cluster.get_version(v1::GetVersionRequest {}).await.expect("it knows its version");
+    // A client that comes back to a node must not forget the others.
+    let watch = doors.cluster.watch_members(v1::WatchMembersRequest {}).await.expect("a watch").into_inner();
+    let mut first = std::pin::pin!(futures::StreamExt::into_future(watch));
+    assert!(futures::poll!(first.as_mut()).is_pending());
+    doors.fake.change(|view| view.registry = registry);
+    let (first, _) = first.await;
+    assert_eq!(first.expect("members").expect("no error").members.len(), 3);
+    doors.cluster.list_members(v1::ListMembersRequest {}).await.expect("members");
 }
 
 #[tokio::test]

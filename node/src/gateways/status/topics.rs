@@ -24,14 +24,17 @@ type Answer<T> = Result<Response<T>, tonic::Status>;
 #[tonic::async_trait]
 impl Topics for Status {
     async fn create_topic(&self, request: Request<v1::CreateTopicRequest>) -> Answer<v1::Topic> {
+        self.settled()?;
         self.create(&caller(&request), request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn describe_topic(&self, request: Request<v1::DescribeTopicRequest>) -> Answer<v1::TopicDescription> {
+        self.settled()?;
         self.describe(&caller(&request), request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn list_topics(&self, request: Request<v1::ListTopicsRequest>) -> Answer<v1::ListTopicsResponse> {
+        self.settled()?;
         let namespace = request.into_inner().namespace;
         checks::name("namespace", names::namespace_or_default(&namespace)).map_err(status)?;
         // The newest list if the registry answers, else the one that is here.
@@ -40,6 +43,7 @@ impl Topics for Status {
     }
 
     async fn delete_topic(&self, request: Request<v1::DeleteTopicRequest>) -> Answer<v1::DeleteTopicResponse> {
+        self.settled()?;
         let caller = caller(&request);
         let v1::DeleteTopicRequest { name, namespace } = request.into_inner();
         checks::topic(&namespace, &name).map_err(status)?;
@@ -48,14 +52,17 @@ impl Topics for Status {
     }
 
     async fn list_groups(&self, request: Request<v1::ListGroupsRequest>) -> Answer<v1::ListGroupsResponse> {
+        self.settled()?;
         self.groups(request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn describe_group(&self, request: Request<v1::DescribeGroupRequest>) -> Answer<v1::GroupDescription> {
+        self.settled()?;
         self.group(&caller(&request), request.into_inner()).await.map(Response::new).map_err(status)
     }
 
     async fn delete_group(&self, request: Request<v1::DeleteGroupRequest>) -> Answer<v1::DeleteGroupResponse> {
+        self.settled()?;
         let caller = caller(&request);
         self.drop_group(&caller, request.into_inner()).await.map(Response::new).map_err(status)
     }
