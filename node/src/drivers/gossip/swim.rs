@@ -297,8 +297,8 @@ impl Swim {
         if let Err(error) = self.foca.leave_cluster(&mut self.runtime) {
             tracing::debug!(%error, "leave the cluster");
         }
-        self.settle();
         self.left = true;
+        self.settle();
     }
 
     fn up_addresses(&self) -> Vec<SocketAddr> {

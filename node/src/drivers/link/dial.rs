@@ -21,6 +21,12 @@ use super::{Inner, KIND_HELLO, Lane, LinkError, Peer, open_stream};
 const COURTESY: Duration = Duration::from_millis(200);
 /// After refusals the pauses are at least this long.
 const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+/// QUIC's codes from here on are TLS alerts (RFC 9001, section 4.8).
+const TLS_ALERT: u64 = 0x100;
+/// The certificate's issuer is not known (RFC 8446, section 6.2).
+const UNKNOWN_CA: u64 = 48;
+/// A signature does not fit: so it is with a CA of the same name and another key.
+const DECRYPT_ERROR: u64 = 51;
 /// Reasons remembered so that each is logged once.
 const REASONS_MAX: usize = 1_024;
 
@@ -176,7 +182,7 @@ pub(super) async fn accept(inner: Arc<Inner>) {
 
 async fn shake_hands(inner: &Arc<Inner>, incoming: quinn::Incoming) -> Result<(), String> {
     let shake = async {
-        let connection = incoming.await.map_err(|error| error.to_string())?;
+        let connection = incoming.await.map_err(|error| certificate(&error).unwrap_or_else(|| error.to_string()))?;
         let (send, mut receive) = connection.accept_bi().await.map_err(|error| error.to_string())?;
         let mut head = [0; 2];
         receive.read_exact(&mut head).await.map_err(|_| "it sent no Hello".to_owned())?;
@@ -236,16 +242,33 @@ fn why(error: ConnectionError) -> DialError {
             let reason = String::from_utf8_lossy(&close.reason).into_owned();
             DialError::Refused(NodeId(0), format!("it refuses this node: {reason}"))
         }
-        // 0x100 and up are TLS alerts (RFC 9001, section 4.8).
-        ConnectionError::TransportError(error) if u64::from(error.code) >> 8 == 1 => {
-            DialError::Refused(NodeId(0), error.to_string())
-        }
-        ConnectionError::ConnectionClosed(close) if u64::from(close.error_code) >> 8 == 1 => {
-            let reason = String::from_utf8_lossy(&close.reason).into_owned();
-            DialError::Refused(NodeId(0), format!("it refuses this node's certificate: {} {reason}", close.error_code))
-        }
-        error => DialError::Failed(error.to_string()),
+        error => match certificate(&error) {
+            Some(reason) => DialError::Refused(NodeId(0), reason),
+            None => DialError::Failed(error.to_string()),
+        },
     }
+}
+
+/// Which side refuses the other's certificate, why, and what would be right; `None` if it is not a matter of that.
+fn certificate(error: &ConnectionError) -> Option<String> {
+    let (who, code, reason) = match error {
+        ConnectionError::TransportError(error) => {
+            ("this node refuses its certificate", u64::from(error.code), error.reason.clone())
+        }
+        ConnectionError::ConnectionClosed(close) => {
+            let reason = String::from_utf8_lossy(&close.reason).into_owned();
+            ("it refuses this node's certificate", u64::from(close.error_code), reason)
+        }
+        _ => return None,
+    };
+    let advice = match code.checked_sub(TLS_ALERT)? {
+        UNKNOWN_CA | DECRYPT_ERROR => {
+            "; the two are not of one CA: issue both with the same one (`weft ca issue`), and give both its ca.pem as tls.ca"
+        }
+        alert if alert <= u64::from(u8::MAX) => "",
+        _ => return None,
+    };
+    Some(format!("{who} ({reason}){advice}"))
 }
 
 impl Inner {

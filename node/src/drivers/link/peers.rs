@@ -314,8 +314,8 @@ impl Inner {
         alone
     }
 
-    /// Publishes what is thought of a peer, unless a newer generation of it is known.
-    pub(super) fn say(&self, slot: &Slot, peer: &Peer, verdict: Verdict) {
+    /// Publishes what is thought of a peer, unless a newer generation of it is known. Answers whether that is news.
+    pub(super) fn say(&self, slot: &Slot, peer: &Peer, verdict: Verdict) -> bool {
         slot.dead.store(verdict == Verdict::Dead, Ordering::Release);
         if verdict == Verdict::Dead {
             // Those that wait for a link are told.
@@ -330,7 +330,7 @@ impl Inner {
             true
         });
         if !said {
-            return;
+            return false;
         }
         let label = PeerLabel { peer: peer.name.clone() };
         self.metrics.verdict.get_or_create(&label).set(verdict as i64);
@@ -342,8 +342,15 @@ impl Inner {
             }
             Verdict::Dead => {
                 self.metrics.deaths.get_or_create(&label).inc();
-                tracing::warn!(peer = peer.name, generation = %peer.generation, "dead");
             }
+        }
+        true
+    }
+
+    /// A peer does not answer any more.
+    pub(super) fn bury(&self, slot: &Slot, peer: &Peer) {
+        if self.say(slot, peer, Verdict::Dead) {
+            tracing::warn!(peer = peer.name, generation = %peer.generation, "dead");
         }
     }
 

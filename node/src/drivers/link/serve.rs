@@ -61,9 +61,24 @@ pub(super) async fn run(inner: Arc<Inner>, slot: Arc<Slot>, link: Arc<Link>) {
     watch.count(&inner, &link);
     let alone = inner.unlink(&slot, &link);
     tracing::info!(peer = link.peer.name, reason = %ended, in_use = alone, "link ended");
-    if alone && !slot.forgotten.is_cancelled() {
-        inner.say(&slot, &link.peer, after(&ended, slot.dead.load(Ordering::Acquire)));
+    // A node that stops has nothing to say of others.
+    if !alone || slot.forgotten.is_cancelled() || inner.closing.is_cancelled() {
+        return;
     }
+    match after(&ended, slot.dead.load(Ordering::Acquire)) {
+        Verdict::Dead if stopped(&ended) => {
+            if inner.say(&slot, &link.peer, Verdict::Dead) {
+                tracing::info!(peer = link.peer.name, generation = %link.peer.generation, "has stopped");
+            }
+        }
+        Verdict::Dead => inner.bury(&slot, &link.peer),
+        verdict => drop(inner.say(&slot, &link.peer, verdict)),
+    }
+}
+
+/// Whether the peer has said that it stops.
+fn stopped(ended: &ConnectionError) -> bool {
+    matches!(ended, ConnectionError::ApplicationClosed(close) if close.error_code == code::STOPPING)
 }
 
 /// What the end of the only link to a peer says about it.
@@ -71,7 +86,7 @@ fn after(ended: &ConnectionError, dead: bool) -> Verdict {
     match ended {
         // Only a process that has the folder's secret, and does not have the connection, can reset it.
         ConnectionError::Reset => Verdict::Dead,
-        ConnectionError::ApplicationClosed(close) if close.error_code == code::STOPPING => Verdict::Dead,
+        _ if stopped(ended) => Verdict::Dead,
         _ if dead => Verdict::Dead,
         _ => Verdict::Suspect,
     }
@@ -123,11 +138,11 @@ impl Watch {
                 Effect::Ping => drop(link.connection.send_datagram(Bytes::from_static(&[DATAGRAM_PING]))),
                 Effect::Probe(number) => drop(link.connection.send_datagram(numbered(DATAGRAM_PROBE, number))),
                 _ if link.retired.load(Ordering::Acquire) && effect != Effect::Dead => {}
-                Effect::Up => inner.say(slot, &link.peer, Verdict::Up),
-                Effect::Suspect => inner.say(slot, &link.peer, Verdict::Suspect),
+                Effect::Up => drop(inner.say(slot, &link.peer, Verdict::Up)),
+                Effect::Suspect => drop(inner.say(slot, &link.peer, Verdict::Suspect)),
                 Effect::Dead => {
                     if !link.retired.load(Ordering::Acquire) {
-                        inner.say(slot, &link.peer, Verdict::Dead);
+                        inner.bury(slot, &link.peer);
                     }
                     link.connection.close(code::DEAD, b"no ping was answered");
                 }

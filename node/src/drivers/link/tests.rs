@@ -244,13 +244,19 @@ async fn a_foreign_ca_is_refused_by_both() {
     let (ours, theirs) = (authority(), authority());
     let (a, b) = (node(&ours, 1, "n1").await, node(&theirs, 2, "n2").await);
     let error = a.links.dial(b.at()).await.expect_err("refused");
-    assert!(matches!(&error, LinkError::Refused(_, reason) if reason.contains("invalid peer certificate")), "{error}");
+    assert!(
+        matches!(&error, LinkError::Refused(_, reason) if reason.starts_with("this node refuses its certificate (invalid peer certificate") && reason.contains("as tls.ca")),
+        "{error}"
+    );
     assert!(a.links.peers().is_empty() && b.links.peers().is_empty());
     assert_eq!(a.links.inner.metrics.refused.get(), 1);
     // Again: counted, but logged once.
     a.links.dial(b.at()).await.expect_err("refused");
     assert_eq!(a.links.inner.metrics.refused.get(), 2);
     assert_eq!(lock_reasons(&a), 1);
+    // The other side says whose fault it is, too.
+    let theirs: Vec<String> = peers::lock(&b.links.inner.reasons).iter().cloned().collect();
+    assert!(theirs.iter().all(|reason| reason.contains("it refuses this node's certificate")), "{theirs:?}");
 }
 
 fn lock_reasons(node: &Node) -> usize {
