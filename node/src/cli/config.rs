@@ -7,7 +7,7 @@ use serde_json::json;
 use super::args::{Config as Command, ConfigSource};
 use super::failure::Failure;
 use super::output::Output;
-use crate::config::{Config, Sources};
+use crate::config::{Config, ConfigError, Sources};
 use crate::drivers::pki;
 use crate::host::Host;
 use crate::host::disk::OsDisk;
@@ -18,7 +18,7 @@ const DAY_MS: i64 = 86_400_000;
 pub(crate) fn run(command: Command, output: &mut Output) -> Result<(), Failure> {
     match command {
         Command::Check(source) => {
-            let config = load(&source, Vec::new())?;
+            let config = crate::config::load_or_faults(&sources(&source, Vec::new())?).map_err(all)?;
             let credentials = pki::load(&OsDisk, &config.tls.ca, &config.tls.cert, &config.tls.key)?;
             let host = Production::new(Arc::new(OsDisk));
             let until = pki::check(&credentials, &config.tls.cert, host.wall())?;
@@ -44,8 +44,24 @@ pub(crate) fn run(command: Command, output: &mut Output) -> Result<(), Failure> 
     }
 }
 
+/// All faults on one line.
+fn all(faults: Vec<ConfigError>) -> Failure {
+    match &faults[..] {
+        [only] => only.clone().into(),
+        _ => {
+            let numbered = faults.iter().enumerate().map(|(index, fault)| format!("({}) {fault}", index + 1));
+            let numbered: Vec<String> = numbered.collect();
+            Failure::invalid(format!("{} faults: {}", faults.len(), numbered.join("; ")))
+        }
+    }
+}
+
 /// Reads file, variables and flags. `flags`: name as typed, key, text.
-pub(crate) fn load(source: &ConfigSource, mut flags: Vec<(String, String, String)>) -> Result<Config, Failure> {
+pub(crate) fn load(source: &ConfigSource, flags: Vec<(String, String, String)>) -> Result<Config, Failure> {
+    Ok(crate::config::load(&sources(source, flags)?)?)
+}
+
+fn sources(source: &ConfigSource, mut flags: Vec<(String, String, String)>) -> Result<Sources, Failure> {
     for pair in &source.set {
         let (key, text) = pair
             .split_once('=')
@@ -62,5 +78,5 @@ pub(crate) fn load(source: &ConfigSource, mut flags: Vec<(String, String, String
     };
     let variables =
         std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)));
-    Ok(crate::config::load(&Sources { file, variables: variables.collect(), flags })?)
+    Ok(Sources { file, variables: variables.collect(), flags })
 }

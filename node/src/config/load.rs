@@ -1,5 +1,6 @@
 //! Puts the layers together and says, of what is wrong, where it is and what would be right.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use figment::error::{Actual, Kind};
@@ -29,19 +30,65 @@ pub struct Sources {
 /// # Errors
 /// The first thing that is wrong: the file, variable or flag, the key, and what would be right.
 pub fn load(sources: &Sources) -> Result<Config, ConfigError> {
-    let mut figment = Figment::new();
-    if let Some((path, text)) = &sources.file {
-        let layer = Layer { name: path.display().to_string(), data: parse_toml(path, text)? };
-        figment = figment.merge(layer);
+    let (layers, faults) = layers(sources);
+    match faults.into_iter().next() {
+        Some(fault) => Err(fault),
+        None => compose(&layers),
     }
-    for (variable, text) in &sources.variables {
-        if let Some(key) = key_of(variable)? {
-            figment = figment.merge(Layer::of(variable, &key, variable_value(&key, text)));
+}
+
+/// As [`load`], for a person who wants to know all that is wrong at once.
+///
+/// # Errors
+/// All faults that do not hang on others.
+pub fn load_or_faults(sources: &Sources) -> Result<Config, Vec<ConfigError>> {
+    let (mut layers, mut faults) = layers(sources);
+    let mut blamed = BTreeSet::new();
+    loop {
+        match compose(&layers) {
+            Ok(config) if faults.is_empty() => return Ok(config),
+            Ok(_) => return Err(faults),
+            // With the default in its place, the next fault shows. A fault that this has brought about is none.
+            Err(fault) => {
+                let key = about(&fault).to_owned();
+                let from = |layer: &Layer| fault.place.is_empty() || fault.place == layer.name;
+                let theirs = layers.iter_mut().filter(|layer| from(layer));
+                let found = theirs.map(|layer| layer.forget(&key)).filter(|found| *found).count() > 0;
+                if !blamed.iter().any(|blamed: &String| *blamed == key || fault.reason.contains(blamed)) {
+                    faults.push(fault);
+                }
+                blamed.insert(key);
+                if !found {
+                    return Err(faults);
+                }
+            }
         }
     }
-    for (flag, key, text) in &sources.flags {
-        figment = figment.merge(Layer::of(flag, key, variable_value(key, text)));
+}
+
+/// The sources that can be read, the first first, and what is wrong with the others.
+fn layers(sources: &Sources) -> (Vec<Layer>, Vec<ConfigError>) {
+    let file = sources
+        .file
+        .iter()
+        .map(|(path, text)| parse_toml(path, text).map(|data| Some(Layer { name: path.display().to_string(), data })));
+    let variables = sources.variables.iter().map(|(variable, text)| {
+        let Some(key) = key_of(variable)? else { return Ok(None) };
+        Layer::of(variable, &key, text).map(Some)
+    });
+    let flags = sources.flags.iter().map(|(flag, key, text)| Layer::of(flag, key, text).map(Some));
+    let (mut layers, mut faults) = (Vec::new(), Vec::new());
+    for layer in file.chain(variables).chain(flags) {
+        match layer {
+            Ok(layer) => layers.extend(layer),
+            Err(fault) => faults.push(fault),
+        }
     }
+    (layers, faults)
+}
+
+fn compose(layers: &[Layer]) -> Result<Config, ConfigError> {
+    let figment = layers.iter().fold(Figment::new(), |figment, layer| figment.merge(layer));
     let config: Config = figment.extract_lossy().map_err(|error| explain(&error))?;
     config.validate()?;
     Ok(config)
@@ -54,13 +101,38 @@ struct Layer {
 }
 
 impl Layer {
-    fn of(name: &str, key: &str, value: Value) -> Layer {
-        let dict = figment::util::nest(key, value).into_dict().unwrap_or_default();
-        Layer { name: name.to_owned(), data: Map::from([(Profile::Default, dict)]) }
+    /// A variable or a flag.
+    fn of(name: &str, key: &str, text: &str) -> Result<Layer, ConfigError> {
+        if !check::keys().iter().any(|known| known == key) {
+            return Err(ConfigError { place: name.to_owned(), key: key.to_owned(), reason: unknown_key(key) });
+        }
+        let dict = figment::util::nest(key, variable_value(key, text)).into_dict().unwrap_or_default();
+        Ok(Layer { name: name.to_owned(), data: Map::from([(Profile::Default, dict)]) })
+    }
+
+    /// Takes a key out. False if it is not there.
+    fn forget(&mut self, key: &str) -> bool {
+        self.data.values_mut().map(|dict| take(dict, key)).filter(|found| *found).count() > 0
     }
 }
 
-impl Provider for Layer {
+/// The key that a fault is about; of what is in a list, the list's. A check of several keys names the first of them in
+/// its sentence.
+fn about(fault: &ConfigError) -> &str {
+    let text = if fault.key.is_empty() { &fault.reason } else { &fault.key };
+    text.split(['[', ' ', ':', ',']).next().unwrap_or_default()
+}
+
+/// Removes a key, as `link.mtu`, from a table; a key below one that is no table goes with it.
+fn take(dict: &mut Dict, key: &str) -> bool {
+    let (head, rest) = key.split_once('.').map_or((key, None), |(head, rest)| (head, Some(rest)));
+    match (dict.get_mut(head), rest) {
+        (Some(Value::Dict(_, inner)), Some(rest)) => take(inner, rest),
+        _ => dict.remove(head).is_some(),
+    }
+}
+
+impl Provider for &Layer {
     fn metadata(&self) -> Metadata {
         Metadata::named(self.name.clone())
     }
@@ -154,12 +226,16 @@ fn example(path: &[String]) -> String {
 
 fn unknown_key(key: &str) -> String {
     let keys = check::keys();
+    let inside = format!("{key}.");
+    if let Some(example) = keys.iter().find(|known| known.starts_with(&inside)) {
+        return format!("is a section: name a key of it, for example `{example}`");
+    }
     let sections = keys.iter().filter_map(|key| key.split_once('.').map(|(section, _)| section));
     let known: Vec<&str> =
         if key.contains('.') { keys.iter().map(String::as_str).collect() } else { sections.collect() };
     let nearest = known.into_iter().min_by_key(|known| strsim::damerau_levenshtein(known, key));
     match nearest {
-        Some(nearest) if strsim::damerau_levenshtein(nearest, key) <= 1 + key.len() / 3 => {
+        Some(nearest) if strsim::damerau_levenshtein(nearest, key) <= (key.len() / 4).max(1) => {
             format!("there is no such key; did you mean `{nearest}`?")
         }
         _ => "there is no such key; `weft config show` prints all of them".into(),

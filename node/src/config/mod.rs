@@ -10,7 +10,7 @@ mod services;
 use serde::{Deserialize, Serialize};
 
 pub use check::ConfigError;
-pub use load::{Sources, load};
+pub use load::{Sources, load, load_or_faults};
 pub use sections::{LogConfig, LogFormat, NodeConfig, TlsConfig};
 pub use services::ServiceConfig;
 

@@ -87,6 +87,33 @@ fn wrong_variables_and_flags_are_named() {
 }
 
 #[test]
+fn all_that_is_wrong_is_told_at_once() {
+    let mut sources = file(
+        "[node]\nlisten = \"nowhere\"\npeer_listen = \"127.0.0.1:7400\"\nweight = 0\n[link]\nmut = 1\nmtu = 9000\n[raft]\n\
+         shards = 48\n[[services]]\nname = \"s\"",
+    );
+    sources.variables = vec![("WEFT_LINK_MTU".into(), "1400".into())];
+    sources.flags = vec![("--set".into(), "foo.bar".into(), "1".into()), ("--set".into(), "link".into(), "1".into())];
+    let faults = load_or_faults(&sources).expect_err("all wrong");
+    let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    for part in [
+        "WEFT_LINK_MTU: link.mtu: write WEFT_LINK__MTU",
+        "--set: foo.bar: there is no such key; `weft config show` prints all of them",
+        "--set: link: is a section: name a key of it, for example `link.",
+        "weft.toml: node.listen:",
+        "weft.toml: link.mut: there is no such key; did you mean `link.mtu`?",
+        "node.weight: is 0",
+        "link.mtu",
+        "raft.shards: is 48",
+        "services[0]:",
+    ] {
+        assert!(faults.iter().any(|fault| fault.contains(part)), "`{part}` is missing from: {faults:#?}");
+    }
+    assert_eq!(faults.len(), 9, "{faults:#?}");
+    load_or_faults(&file("[node]\nname = \"a\"")).expect("nothing is wrong");
+}
+
+#[test]
 fn the_file_in_deploy_holds_every_key_with_its_default_and_a_sentence() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/weft.toml");
     let text = std::fs::read_to_string(path).unwrap();
