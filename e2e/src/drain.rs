@@ -126,7 +126,7 @@ async fn publish(client: Client, going: Arc<AtomicBool>) -> Result<Published> {
         number += 1;
     }
     let published = producer.close().await.context("close the producer")?;
-    Ok(Published { confirmed: published.events, failed: published.failed })
+    Ok(Published { confirmed: published.events, failed: published.failed + published.unknown })
 }
 
 struct Published {

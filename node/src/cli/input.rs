@@ -1,5 +1,6 @@
 //! Events to publish, read on a thread of their own: stdin cannot be read without blocking.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -62,7 +63,16 @@ pub(crate) fn read(source: Source, defaults: Defaults, from: u64) -> Rows {
             Source::Csv { path, key_column } => read_csv(&path, key_column.as_deref(), &defaults, &mut chunks),
             Source::JsonLines(path) => read_json_lines(&path, &defaults, &mut chunks),
         };
-        if let Err(Some(bad)) = read.and_then(|()| chunks.flush()) {
+        let read = read.and_then(|rows| {
+            chunks.flush()?;
+            // One more than there are is where an input that was published whole goes on.
+            if from > rows + 1 {
+                Err(whole(Failure::invalid(format!("--from-row {from}: there are only {rows} rows"))))
+            } else {
+                Ok(())
+            }
+        });
+        if let Err(Some(bad)) = read {
             // What came before it is published first.
             let _ = chunks.flush();
             let _ = chunks.rows.blocking_send(Err(bad));
@@ -110,12 +120,18 @@ pub(crate) fn open(path: &Path) -> Result<Box<dyn Read>, Failure> {
     Ok(Box::new(file))
 }
 
-fn read_csv(path: &Path, key_column: Option<&str>, defaults: &Defaults, chunks: &mut Chunks) -> Result<(), Stop> {
+/// Returns how many rows there are.
+fn read_csv(path: &Path, key_column: Option<&str>, defaults: &Defaults, chunks: &mut Chunks) -> Result<u64, Stop> {
     let failure = |error: csv::Error| whole(Failure::invalid(format!("{}: {error}", path.display())));
     let input = BufReader::with_capacity(256 << 10, open(path).map_err(whole)?);
     // A row of another length is told with its number, below.
     let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(input);
     let columns = reader.byte_headers().map_err(failure)?.clone();
+    let mut known = BTreeSet::new();
+    if let Some(twice) = columns.iter().find(|name| !known.insert(*name)) {
+        let message = format!("{} has two columns `{}`", path.display(), String::from_utf8_lossy(twice));
+        return Err(whole(Failure::invalid(message + ": each needs a name of its own")));
+    }
     let names: Vec<String> =
         columns.iter().map(|name| Value::from(String::from_utf8_lossy(name)).to_string()).collect();
     let key = match key_column {
@@ -155,7 +171,7 @@ fn read_csv(path: &Path, key_column: Option<&str>, defaults: &Defaults, chunks: 
         };
         chunks.push(number, event, false)?;
     }
-    Ok(())
+    Ok(number)
 }
 
 /// An object of strings, in the order of the columns. `names`: already JSON strings.
@@ -174,18 +190,21 @@ fn row_as_json(names: &[String], row: &csv::ByteRecord) -> String {
     text
 }
 
-fn read_json_lines(path: &Path, defaults: &Defaults, chunks: &mut Chunks) -> Result<(), Stop> {
+/// Returns how many lines there are.
+fn read_json_lines(path: &Path, defaults: &Defaults, chunks: &mut Chunks) -> Result<u64, Stop> {
     // What is typed or piped in is published line by line, a file in chunks.
     let live = path.as_os_str() == "-";
     let mut lines = BufReader::with_capacity(256 << 10, open(path).map_err(whole)?);
     let mut line = String::new();
-    for number in 1.. {
+    let mut number = 0;
+    loop {
+        number += 1;
         line.clear();
         let bad = |failure: Failure| {
             Some(Bad { row: Some(number), failure: failure.context(&format!("{}: line {number}", path.display())) })
         };
         if lines.read_line(&mut line).map_err(|error| bad(error.into()))? == 0 {
-            break;
+            return Ok(number - 1);
         }
         if number < chunks.from || line.trim().is_empty() {
             continue;
@@ -193,7 +212,6 @@ fn read_json_lines(path: &Path, defaults: &Defaults, chunks: &mut Chunks) -> Res
         let event = parse_line(&line, defaults).map_err(|reason| bad(Failure::invalid(reason)))?;
         chunks.push(number, event, live)?;
     }
-    Ok(())
 }
 
 /// One line of `--json-lines`.
@@ -323,6 +341,24 @@ mod tests {
         assert_eq!((numbers, bad.row), (vec![1], Some(3)));
         assert!(bad.failure.message.contains("line 3: not JSON"), "{}", bad.failure.message);
         assert!(matches!(all(lines, false, 4), (numbers, None) if numbers == [4]));
+    }
+
+    #[test]
+    fn an_input_that_cannot_be_meant_is_refused() {
+        for (text, csv, from, why) in [
+            ("a,b\n1,2\n", true, 3, "--from-row 3: there are only 1 rows"),
+            ("{\"data\":1}\n", false, 3, "--from-row 3: there are only 1 rows"),
+            ("a,b,a\n1,2,3\n", true, 1, "two columns `a`"),
+        ] {
+            let (numbers, bad) = all(text, csv, from);
+            let bad = bad.expect(why);
+            assert!(
+                numbers.is_empty() && bad.row.is_none() && bad.failure.message.contains(why),
+                "{}",
+                bad.failure.message
+            );
+        }
+        assert!(matches!(all("a\n1\n", true, 2), (numbers, None) if numbers.is_empty()), "all was published before");
     }
 
     #[test]

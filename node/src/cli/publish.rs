@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Map, Value, json};
-use weft_sdk::{Ack, Event, EventReceipt, Pending, Producer};
+use weft_sdk::{Ack, Event, EventReceipt, Pending, Producer, Published};
 
 use super::args::{AckLevel, Publish};
 use super::failure::Failure;
@@ -175,9 +175,7 @@ async fn many(producer: &Producer, mut rows: input::Rows, output: &mut Output) -
     progress.finish_and_clear();
     let published = producer.published();
     if let Err(error) = closed {
-        let (stored, failed) = (published.events, published.failed);
-        let what = format!("{stored} of {} events are published, {failed} are not; --json tells which", taken.count);
-        return Err(Failure::from(error).and(&what));
+        return Err(Failure::from(error).and(&tally(&published, taken.count)));
     }
     let (events, seconds) = (published.events, started.elapsed().as_secs_f64());
     if let Some(Bad { row, failure }) = taken.bad {
@@ -198,6 +196,19 @@ async fn many(producer: &Producer, mut rows: input::Rows, output: &mut Output) -
     if output.json { Ok(()) } else { output.line(summary) }
 }
 
+/// What became of `count` events, of which some failed.
+fn tally(published: &Published, count: u64) -> String {
+    let Published { events, failed, unknown } = published;
+    let mut text = format!("{events} of {count} events are published");
+    if *failed > 0 {
+        text.push_str(&format!(", {failed} are not"));
+    }
+    if *unknown > 0 {
+        text.push_str(&format!(", {unknown} may or may not be"));
+    }
+    text + "; --json tells which"
+}
+
 /// Hands rows to the producer until they end, one is bad, a publish fails, or a person has had enough.
 async fn take(
     producer: &Producer,
@@ -213,6 +224,8 @@ async fn take(
         let chunk = tokio::select! {
             biased;
             _ = &mut stop => { taken.interrupted = true; return Ok(taken); }
+            // Its topic was deleted, for one: closing says so. No row is waited for any more.
+            _ = producer.ended() => return Ok(taken),
             // Whoever feeds rows one by one reads each receipt before the input ends.
             () = tokio::time::sleep(QUIET), if !receipts.waiting.is_empty() || output.is_dirty() => {
                 receipts.print(RECEIPTS_WAITING_MAX, output).await?;
@@ -234,6 +247,9 @@ async fn take(
                 producer.push(event).await
             };
             if let Err(error) = sent {
+                if producer.ended().now_or_never().is_some() {
+                    return Ok(taken);
+                }
                 let failure = Failure::from(error).context(&format!("row {number}"));
                 taken.bad = Some(Bad { row: Some(number), failure });
                 return Ok(taken);

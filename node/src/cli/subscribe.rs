@@ -1,7 +1,7 @@
 //! `weft subscribe`.
 
 use serde_json::{Map, Value};
-use weft_sdk::{Consumer, Event, Observer};
+use weft_sdk::{Consumer, Event, Observer, StartAt};
 
 use super::args::Subscribe;
 use super::failure::Failure;
@@ -37,11 +37,27 @@ pub(crate) async fn run(subscribe: Subscribe, servers: &[String], output: &mut O
         return Ok(());
     }
     match &subscribe.group {
-        None => observe(subscriber.observe().await?, count, output).await,
+        None => {
+            let observer = subscriber.observe().await?;
+            if let Some(StartAt::Offset(offset)) = subscribe.from {
+                tell_end(&observer, offset, subscribe.partition);
+            }
+            observe(observer, count, output).await
+        }
         Some(group) => {
             let consumer = subscriber.credit(CREDIT.min(count)).group(group).await?;
             consume(consumer, count, output).await
         }
+    }
+}
+
+/// Tells a person why nothing comes: it was asked for from beyond the end.
+fn tell_end(observer: &Observer, offset: u64, partition: Option<u32>) {
+    let asked = observer.ended().iter().filter(|(index, _)| partition.is_none_or(|partition| partition == **index));
+    let before: Vec<String> =
+        asked.filter(|(_, end)| **end < offset).map(|(index, end)| format!("{index} at {end}")).collect();
+    if !before.is_empty() {
+        eprintln!("weft: offset {offset} is not there yet: partitions end before it ({})", before.join(", "));
     }
 }
 

@@ -1,7 +1,7 @@
 //! The client: one connection at a time, to any node, and the way to the next one.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -100,6 +100,16 @@ impl Builder {
     /// # Errors
     /// `Invalid` without a server or with a malformed address; `Unreachable` when none answers in time.
     pub async fn connect(self) -> Result<Client, Error> {
+        let client = self.start()?;
+        client.connected().await?;
+        Ok(client)
+    }
+
+    /// A client that connects in the background; its requests wait for that. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// `Invalid` without a server or with a malformed address.
+    pub fn start(self) -> Result<Client, Error> {
         if self.servers.is_empty() {
             return Err(Error::invalid("no server given: name at least one node as host:port"));
         }
@@ -109,10 +119,8 @@ impl Builder {
         let (link, failed) =
             keeper::spawn(servers, self.connector, patience, StdRng::seed_from_u64(seed.wrapping_add(1)));
         let dice = Mutex::new(StdRng::seed_from_u64(seed));
-        let inner = Inner { namespace: self.namespace, patience: self.patience, clock: self.clock, link, failed, dice };
-        let client = Client { inner: Arc::new(inner) };
-        client.connection(Instant::now() + client.inner.patience).await?;
-        Ok(client)
+        let (namespace, patience, clock, waits) = (self.namespace, self.patience, self.clock, Mutex::default());
+        Ok(Client { inner: Arc::new(Inner { namespace, patience, clock, link, failed, dice, waits }) })
     }
 }
 
@@ -129,6 +137,45 @@ struct Inner {
     link: watch::Receiver<Link>,
     failed: mpsc::Sender<u64>,
     dice: Mutex<StdRng>,
+    waits: Mutex<Waits>,
+}
+
+/// What is under way and has no answer yet.
+#[derive(Default)]
+struct Waits {
+    requests: usize,
+    /// Why the last of them that failed is tried again.
+    why: Option<Error>,
+}
+
+/// A request that is under way.
+struct Waiting<'a>(&'a Inner);
+
+impl<'a> Waiting<'a> {
+    fn new(inner: &'a Inner) -> Waiting<'a> {
+        inner.waits().requests += 1;
+        Waiting(inner)
+    }
+
+    fn again(&self, why: &Error) {
+        self.0.waits().why = Some(why.clone());
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waits = self.0.waits();
+        waits.requests -= 1;
+        if waits.requests == 0 {
+            waits.why = None;
+        }
+    }
+}
+
+impl Inner {
+    fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.waits.lock().expect("nothing panics while it holds what is waited for")
+    }
 }
 
 impl Client {
@@ -217,6 +264,36 @@ impl Client {
         }
     }
 
+    /// Waits for the first connection, or the next one.
+    ///
+    /// # Errors
+    /// `Unreachable`: no node answered within the client's patience.
+    pub async fn connected(&self) -> Result<(), Error> {
+        let waiting = Waiting::new(&self.inner);
+        let connection = self.connection(Instant::now() + self.inner.patience).await;
+        drop(waiting);
+        connection.map(drop)
+    }
+
+    /// Why requests have no answer yet, if some are under way: for who wants to tell a person. Streams are not among
+    /// them.
+    pub fn waits_for(&self) -> Option<String> {
+        let (requests, why) = {
+            let waits = self.inner.waits();
+            (waits.requests, waits.why.clone())
+        };
+        if requests == 0 {
+            return None;
+        }
+        let text = match (&*self.inner.link.borrow(), why) {
+            (_, Some(why)) => why.to_string(),
+            (Link::Down(Some(why)), None) => why.to_string(),
+            (Link::Down(None), None) => "no connection yet".to_owned(),
+            (Link::Up(connection), None) => format!("{} has not answered yet", connection.address),
+        };
+        Some(text)
+    }
+
     /// The namespace of the topics that this client names.
     pub fn namespace(&self) -> &str {
         &self.inner.namespace
@@ -250,8 +327,11 @@ impl Client {
     {
         let deadline = Instant::now() + self.inner.patience;
         let mut tries = 0;
+        let mut last = None;
+        let waiting = Waiting::new(&self.inner);
         loop {
-            let connection = self.connection(deadline).await?;
+            // What a node said says more than that the next one is not there.
+            let connection = self.connection(deadline).await.map_err(|error| last.take().unwrap_or(error))?;
             let calling = call(connection.channel.clone(), request.clone());
             let error = match tokio::time::timeout_at(deadline, calling).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
@@ -268,6 +348,8 @@ impl Client {
             if !again || Instant::now() + pause >= deadline {
                 return Err(error);
             }
+            waiting.again(&error);
+            last = Some(error);
             tokio::time::sleep(pause).await;
             tries += 1;
         }

@@ -153,3 +153,40 @@ async fn a_consumer_joins_again_and_its_acks_arrive() {
     assert!(!void.is_valid());
     consumer.close().await.unwrap();
 }
+
+#[tokio::test]
+async fn a_producer_ends_with_its_topic() {
+    let fake = Fake::start(fake::Log::default(), Fault::Deleted).await;
+    let client = client(&[&fake]).await;
+    let producer = client.producer(TOPIC).open().await.unwrap();
+    producer.push(event("k", "v")).await.unwrap();
+    let ended = producer.ended().await;
+    assert_eq!(ended.code(), ErrorCode::UnknownTopic);
+    assert_eq!(producer.push(event("k", "v")).await.unwrap_err().code(), ErrorCode::UnknownTopic);
+    assert_eq!(producer.close().await.unwrap_err().code(), ErrorCode::UnknownTopic);
+    let published = producer.published();
+    assert_eq!((published.events, published.failed, published.unknown), (0, 1, 0));
+}
+
+#[tokio::test]
+async fn what_a_client_waits_for_is_told() {
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let client = Client::builder().servers([nobody.to_string()]).patience(Duration::from_secs(5)).start().unwrap();
+    assert_eq!(client.waits_for(), None, "nothing is asked");
+    let asking = tokio::spawn({
+        let client = client.clone();
+        async move { client.cluster().members().await }
+    });
+    let told = async {
+        loop {
+            match client.waits_for() {
+                Some(why) if why.contains("nothing listens") => return,
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), told).await.expect("it is told");
+    asking.abort();
+    let _ = asking.await;
+    assert_eq!(client.waits_for(), None, "nothing is asked any more");
+}

@@ -90,6 +90,7 @@ impl Events {
         if let Some(topic) = self.inner.forward.view().registry.topic(namespace, name) {
             return Ok(topic.clone());
         }
+        self.inner.registry.settled()?;
         let registry = self.inner.registry.read(self.inner.config.open_patience).await?;
         let unknown = || wire::error(ErrorCode::UnknownTopic, format!("there is no topic named {name:?}"));
         registry.topic(namespace, name).cloned().ok_or_else(unknown)
@@ -114,6 +115,7 @@ impl Events {
         if !name.is_empty() {
             checks::name("producer", &name)?;
         }
+        self.inner.registry.settled()?;
         let command = registry_command::Command::OpenProducer(internal::OpenProducer { name });
         match self.propose(caller, command).await? {
             registry_outcome::Outcome::Producer(producer) => {
@@ -121,6 +123,14 @@ impl Events {
             }
             _ => Err(wire::error(ErrorCode::Internal, "the registry's outcome is not a producer")),
         }
+    }
+}
+
+/// An owner knows a topic that was deleted by its id alone; clients know its name.
+fn named(error: Error, topic: &str) -> Error {
+    match error.code() {
+        ErrorCode::UnknownTopic => Error { message: format!("topic {topic} was deleted"), ..error },
+        _ => error,
     }
 }
 

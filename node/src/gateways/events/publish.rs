@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use tonic::Request;
 use weft_proto::v1::{Ack, Error, PublishRequest, PublishResponse, PublishResult, Receipt, publish_result};
 
-use super::Events;
 use super::packing::{Packed, Packing};
+use super::{Events, named};
 use crate::drivers::forward::Publisher;
 use crate::drivers::shard::refusal;
 use crate::wire::{self, checks};
@@ -33,6 +33,7 @@ pub(super) async fn publish(events: &Events, request: Request<PublishRequest>) -
         }
     }
     let turn = events.inner.turn.fetch_add(1, Ordering::Relaxed);
+    let name = topic.name.clone();
     let mut packing = Packing::new(topic, BATCH_BYTES_MAX, turn);
     let mut publisher = events.inner.forward.publisher(caller);
     let mut results: Vec<Option<Result<Receipt, Error>>> = vec![None; request.events.len()];
@@ -65,7 +66,7 @@ pub(super) async fn publish(events: &Events, request: Request<PublishRequest>) -
             }
             Err(error) => {
                 metrics.errors.inc();
-                publish_result::Result::Error(error)
+                publish_result::Result::Error(named(error, &name))
             }
         };
         PublishResult { result: Some(result) }

@@ -15,10 +15,10 @@ use weft_proto::v1::{
     PublishStreamResponse, Receipt, publish_answer, publish_stream_request,
 };
 
-use super::Events;
 use super::packing::{Packed, Packing};
 use super::publish::each;
 use super::room::Taken;
+use super::{Events, named};
 use crate::drivers::forward::Publisher;
 use crate::wire::{self, checks};
 
@@ -270,7 +270,7 @@ impl<'a> Stream<'a> {
             }
             Err(error) => {
                 metrics.errors.inc();
-                publish_answer::Result::Error(error)
+                publish_answer::Result::Error(named(error, &self.topic.name))
             }
         };
         self.answers.push(PublishAnswer { request_id, result: Some(result) });

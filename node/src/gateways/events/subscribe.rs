@@ -53,6 +53,7 @@ pub(super) async fn serve(
         return Err(wire::status(wire::error(ErrorCode::InvalidArgument, message)));
     };
     let (mut subscription, opened) = open_subscription(events, caller, open).await.map_err(wire::status)?;
+    let name = opened.topic.as_ref().map(|topic| topic.name.clone()).unwrap_or_default();
     let mut opened = Some(opened);
     let opened_by = Instant::now() + GROUP_PATIENCE;
     let mut reading = true;
@@ -102,7 +103,7 @@ pub(super) async fn serve(
             }
             () = tokio::time::sleep_until(opened_by), if opened.is_some() => {}
             // The end of the topic, or of the group, is the subscription's.
-            error = gone(events, subscription.topic, subscription.group) => return Err(wire::status(error)),
+            error = gone(events, &name, subscription.topic, subscription.group) => return Err(wire::status(error)),
         }
     }
 }
@@ -122,13 +123,13 @@ impl Leaving {
 }
 
 /// Resolves when the topic or the group is no longer in the registry.
-async fn gone(events: &Events, topic: TopicId, group: Option<GroupId>) -> Error {
+async fn gone(events: &Events, name: &str, topic: TopicId, group: Option<GroupId>) -> Error {
     let mut view = events.inner.registry.view();
     loop {
         {
             let registry = &view.borrow_and_update().registry;
             if registry.topic_gone(topic) {
-                return wire::error(ErrorCode::UnknownTopic, "the topic was deleted");
+                return wire::error(ErrorCode::UnknownTopic, format!("topic {name} was deleted"));
             }
             if group.is_some_and(|group| registry.group_gone(group)) {
                 return wire::error(ErrorCode::UnknownGroup, "the group was deleted");

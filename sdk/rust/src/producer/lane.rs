@@ -56,6 +56,11 @@ impl Batch {
         self.count
     }
 
+    /// Whether some try of it had no answer that says that it is not.
+    pub(crate) fn may_be_stored(&self) -> bool {
+        self.unknown
+    }
+
     /// Tells each event's future its receipt, or all of them the error.
     pub(crate) fn answer(self, result: Result<Receipt, Error>) {
         if self.replies.is_empty() {
@@ -265,7 +270,8 @@ impl Lane {
         let batch = &mut self.queue[place];
         batch.request = None;
         let (gap, retry) = (error.code() == ErrorCode::SequenceGap, error.retry());
-        if error.code() == ErrorCode::ProducerFenced {
+        // A topic that is gone takes nothing any more, on no partition.
+        if matches!(error.code(), ErrorCode::ProducerFenced | ErrorCode::UnknownTopic) {
             return (Outcome::Fatal, None);
         }
         batch.unknown |= retry == Retry::IfIdempotent;

@@ -189,8 +189,10 @@ impl Shared {
 pub struct Published {
     /// Events answered with a receipt.
     pub events: u64,
-    /// Events that failed.
+    /// Events that failed and are not stored.
     pub failed: u64,
+    /// Events that failed with `OUTCOME_UNKNOWN`: they may or may not be stored.
+    pub unknown: u64,
 }
 
 impl Producer {
@@ -241,6 +243,24 @@ impl Producer {
     /// learn that it is in vain.
     pub fn failure(&self) -> Option<Error> {
         self.owner.0.lock().failure()
+    }
+
+    /// Resolves when the producer has ended by itself, with why: its topic was deleted, another of its name has taken
+    /// over, its client is closed. It takes no event any more.
+    pub async fn ended(&self) -> Error {
+        let shared = &self.owner.0;
+        loop {
+            let progress = shared.progress.notified();
+            tokio::pin!(progress);
+            {
+                let state = shared.lock();
+                if let Some(error) = &state.ended {
+                    return error.clone();
+                }
+                progress.as_mut().enable();
+            }
+            progress.await;
+        }
     }
 
     /// What was answered since the producer was opened.

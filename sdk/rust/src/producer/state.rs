@@ -271,8 +271,12 @@ impl State {
         for index in std::mem::take(&mut self.active) {
             let batches = self.lanes[index].drain(self.generation, now);
             for batch in batches {
+                let error = match batch.may_be_stored() {
+                    true => Error::unknown(format!("it may be stored: {error}")),
+                    false => error.clone(),
+                };
                 self.count(&batch, Some(&error));
-                finished.push((batch, Err(error.clone())));
+                finished.push((batch, Err(error)));
             }
         }
         self.unanswered.clear();
@@ -299,7 +303,8 @@ impl State {
         match error {
             None => self.counts.events += count,
             Some(error) => {
-                self.counts.failed += count;
+                let unknown = error.code() == ErrorCode::OutcomeUnknown;
+                *if unknown { &mut self.counts.unknown } else { &mut self.counts.failed } += count;
                 self.first_error.get_or_insert_with(|| error.clone());
             }
         }

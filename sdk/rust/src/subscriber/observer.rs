@@ -42,7 +42,9 @@ pub struct Observer {
     next_feed: u64,
     /// The next offset of each partition.
     positions: BTreeMap<u32, u64>,
-    /// With `until_end`: where each partition ended when it opened, as far as known.
+    /// Where each partition ended when it opened, as far as known.
+    ended: BTreeMap<u32, u64>,
+    /// With `until_end`: the same.
     ends: BTreeMap<u32, u64>,
     current: Option<Current>,
     tries: u32,
@@ -111,6 +113,7 @@ impl Observer {
             client: builder.client,
             topic,
             positions: if now { ends.clone() } else { BTreeMap::new() },
+            ended: ends.clone(),
             ends: if template.until_end { ends } else { BTreeMap::new() },
             template: template.clone(),
             feeds: SelectAll::new(),
@@ -128,6 +131,12 @@ impl Observer {
     /// The topic.
     pub fn topic(&self) -> &Topic {
         &self.topic
+    }
+
+    /// Where the topic's partitions ended when this opened, as far as their owners answered: the offset of the next event
+    /// of each.
+    pub fn ended(&self) -> &BTreeMap<u32, u64> {
+        &self.ended
     }
 
     /// The next event; `None` at the end (with `until_end`). The future may be dropped at any time: nothing is skipped.

@@ -29,6 +29,8 @@ pub(crate) enum Fault {
     RefuseEvery(usize),
     /// Refuses a batch with this data for good.
     RefuseData(String),
+    /// Refuses every batch: its topic is gone.
+    Deleted,
     /// Answers after a while, later batches first.
     AnswerLate(Duration),
 }
@@ -215,6 +217,7 @@ async fn publish(
                 let event = Batch::parse(batch.packed.clone()).unwrap().decode(0).unwrap();
                 (event.data == data.as_bytes()).then(|| refusal(ErrorCode::TooLarge, Retry::Never))
             }
+            Fault::Deleted => Some(refusal(ErrorCode::UnknownTopic, Retry::Never)),
             _ => None,
         };
         let result = refused.map_or_else(|| door.log.append(batch.partition, batch.packed), Err);
