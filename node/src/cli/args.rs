@@ -11,7 +11,11 @@ use crate::wire::checks::check_kind;
 
 /// A service mesh and an event bus in one binary.
 #[derive(Debug, Parser)]
-#[command(name = "weft", version, after_help = "Try it: `weft dev` starts a cluster of three nodes on this machine.")]
+#[command(
+    name = "weft",
+    version,
+    after_help = "The exit code is 0, or 1 with one line on stderr that says why. A question to the cluster is tried for 10 s, at the next node where one cannot answer; after 2 s stderr says what it waits for.\n\nTry it: `weft dev` starts a cluster of three nodes on this machine."
+)]
 pub struct Cli {
     /// Nodes to connect to, as host:port; the first that answers is used.
     #[arg(
@@ -155,8 +159,8 @@ pub(crate) enum Topic {
         /// Partitions, 1 to 1,024, fixed for the topic's life.
         #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
         partitions: u32,
-        /// The largest event accepted, in bytes; 0 means 1 MiB.
-        #[arg(long, default_value_t = 0, value_name = "BYTES")]
+        /// The largest event accepted, with its key and headers: bytes, or a size as 64KiB; 8 MiB at most.
+        #[arg(long, default_value = "1MiB", value_name = "SIZE", value_parser = parse_size)]
         event_bytes_max: u32,
     },
     /// List all topics.
@@ -224,7 +228,9 @@ pub(crate) enum AckLevel {
 
 --csv: each row becomes one event of type csv.row, whose data is a JSON object of strings under the names of the header.
 --json-lines: each line is {\"key\": \"…\", \"data\": …, \"type\": \"…\", \"headers\": {…}}; all but data may be left out. Data that
-  is a string is published as it is, all else as JSON; key_base64 and data_base64 stand for bytes.
+  is a string is published as it is, all else as JSON; key_base64 and data_base64 stand for bytes. Also taken: id, source,
+  subject, datacontenttype, and time_ms (milliseconds since 1970). partition, offset, epoch and attempt are passed over:
+  lines of `weft subscribe --json` may be published as they are.
 
 With --json, one line per event, in the order of the input:
   {\"row\":1,\"key\":\"…\",\"partition\":0,\"offset\":0,\"epoch\":1,\"ack\":\"committed\",\"duplicate\":false,\"fsynced_nodes\":[…],\"fsynced_zones\":[…]}
@@ -289,8 +295,8 @@ pub(crate) struct Subscribe {
     /// Join this group; it is created if it is new.
     #[arg(long)]
     pub(crate) group: Option<String>,
-    /// Where to begin: earliest, now, or an offset (with --partition, if the topic has several). Groups that exist go on
-    /// where they are.
+    /// Where to begin: earliest, now, or an offset (with --partition, if the topic has several). Default: now; for a new
+    /// group earliest. Groups that exist go on where they are.
     #[arg(long, value_name = "earliest|now|OFFSET", value_parser = parse_start)]
     pub(crate) from: Option<weft_sdk::StartAt>,
     /// End after so many events.
@@ -415,6 +421,12 @@ fn parse_time(text: &str) -> Result<Duration, String> {
     parsed.map_err(|_| "write a number and a unit, for example 5s, 500ms or 1m".to_owned())
 }
 
+/// A size as 64KiB or 1MB; a bare number is bytes.
+fn parse_size(text: &str) -> Result<u32, String> {
+    let size = text.parse::<bytesize::ByteSize>().ok().and_then(|size| u32::try_from(size.as_u64()).ok());
+    size.ok_or_else(|| "write a number of bytes below 4 GiB, or one with a unit, for example 65536 or 64KiB".to_owned())
+}
+
 fn parse_pair(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(name, _)| !name.is_empty());
     pair.map(|(name, value)| (name.to_owned(), value.to_owned())).ok_or_else(|| "write NAME=VALUE".to_owned())
@@ -492,7 +504,7 @@ pub(crate) enum Ca {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Config {
-    /// Check file, variables, flags and the certificates they name as `weft start` would.
+    /// Check file, variables, flags and the certificates they name as `weft start` would, and tell all that is wrong.
     Check(ConfigSource),
     /// Print every key with the value that `weft start` would use.
     Show(ConfigSource),

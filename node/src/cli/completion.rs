@@ -2,13 +2,10 @@
 
 use std::io::{self, Write};
 
-use clap::CommandFactory;
-
-use super::args::Cli;
 use super::failure::Failure;
 
 pub(crate) fn run(shell: clap_complete::Shell) -> Result<(), Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
+    clap_complete::generate(shell, &mut super::command(), "weft", &mut script);
     Ok(io::stdout().write_all(&script)?)
 }

@@ -1,7 +1,7 @@
 //! The command line: a client of the cluster (through weft-sdk), and the way to start nodes.
 //!
-//! Results go to stdout, everything else to stderr. Exit code 0, or 1 with one line on stderr that says why; with
-//! `--json` that line is an object `{"code", "message", "retry"}`.
+//! Results go to stdout, everything else to stderr. Exit code 0, or 1 with one line on stderr that says why, also where
+//! the command line itself is wrong; with `--json` that line is an object `{"code", "message", "retry"}`.
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "the command line is no simulated node")]
 
@@ -37,19 +37,9 @@ use self::output::Output;
 
 /// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
-    let wants_json = std::env::args_os().any(|argument| argument == "--json");
-    let matches = match Cli::command().try_get_matches() {
-        Ok(matches) => matches,
-        Err(error) if !error.use_stderr() => {
-            // Help or version was asked for. A reader that has gone away has seen enough.
-            let _ = error.print();
-            return ExitCode::SUCCESS;
-        }
-        Err(error) => return Failure::usage(&error).report(wants_json),
-    };
-    let cli = match Cli::from_arg_matches(&matches) {
+    let cli = match command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
-        Err(error) => return Failure::usage(&error).report(wants_json),
+        Err(error) => return help_or_usage(&error),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -63,6 +53,32 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(json),
     }
+}
+
+/// Whether a machine reads what is printed.
+fn wants_json() -> bool {
+    std::env::args_os().any(|argument| argument == "--json")
+}
+
+/// All commands. Those that ask no node do not show `--server` in their help; given all the same, it does no harm.
+fn command() -> clap::Command {
+    let command = Cli::command();
+    let server = command.get_arguments().find(|argument| argument.get_id() == "server").cloned();
+    let hidden = server.map(|server| server.hide(true).required(false));
+    ["dev", "start", "ca", "config", "shard", "completion", "version"]
+        .into_iter()
+        .fold(command, |command, name| command.mut_subcommand(name, |subcommand| subcommand.args(hidden.clone())))
+}
+
+/// Help and version were asked for, or a bare command is answered by its help; all else is one line.
+fn help_or_usage(error: &clap::Error) -> ExitCode {
+    let bare = error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    if error.use_stderr() && !bare {
+        return Failure::usage(error).report(wants_json());
+    }
+    // A reader that has gone away has seen enough.
+    let _ = error.print();
+    if bare { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 async fn run(cli: Cli) -> Result<(), Failure> {

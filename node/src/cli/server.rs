@@ -2,14 +2,41 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use weft_sdk::Client;
 
 use super::failure::Failure;
 
 /// How long the first connection, or one question, is tried.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A person is told what a command waits for after this.
+const TELL_AFTER: Duration = Duration::from_secs(2);
+/// Between two looks at what it waits for.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Connects to the first of the given nodes that answers.
 pub(crate) async fn connect(servers: &[String]) -> Result<Client, Failure> {
-    Ok(Client::builder().servers(servers.iter().cloned()).patience(PATIENCE).connect().await?)
+    let client = Client::builder().servers(servers.iter().cloned()).patience(PATIENCE).start()?;
+    if !super::wants_json() {
+        tokio::spawn(tell_waits(client.clone()));
+    }
+    client.connected().await?;
+    Ok(client)
+}
+
+/// Tells a person on stderr what a question waits for, once it has waited a while, and when that changes. Never ends.
+async fn tell_waits(client: Client) {
+    let mut since: Option<Instant> = None;
+    let mut told = String::new();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let Some(why) = client.waits_for() else {
+            since = None;
+            continue;
+        };
+        if since.get_or_insert_with(Instant::now).elapsed() >= TELL_AFTER && why != told {
+            eprintln!("weft: waits, for {PATIENCE:?} at most: {why}");
+            told = why;
+        }
+    }
 }
