@@ -87,6 +87,17 @@ fn a_survivor_that_knows_no_leader_stands_too() {
     }
 }
 
+/// Nothing is closed when a host loses its power: its links are silent, gossip confirms, three pings stay unanswered.
+#[test]
+fn the_shards_of_a_host_that_goes_silent_elect_once_gossip_confirms_it() {
+    for (seed, node) in [(6, 0), (7, 1)] {
+        let silent = Fault::Partition { side: vec![node], clients: true, lasts: ms(9_000) };
+        let verdict = sound(plan(seed, ms(12_000), vec![(ms(3_000), silent)]));
+        let gap = longest_gap(&verdict, noted(&verdict, "Partition").expect("it was noted"));
+        assert!(gap < ms(5_000), "{gap:?}; Raft's own election takes 6 s at least");
+    }
+}
+
 /// A node joins, replicas move to it, and where a leader's replica moves, the leader hands over first.
 #[test]
 fn a_leader_that_is_moved_away_hands_over_first() {

@@ -374,6 +374,8 @@ impl Swim {
             OwnedNotification::MemberDown(member) => {
                 tracing::info!(node = %member.node, address = %member.address, "member down");
                 self.metrics.downs.inc();
+                // If its link is silent, too, it is dead: no closed tripwire tells of a host that lost its power.
+                self.links.doubt(member.node);
             }
             OwnedNotification::Rename(_, member) => self.links.learn(member.node, member.address),
             OwnedNotification::Rejoin(member) => {
