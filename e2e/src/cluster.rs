@@ -209,16 +209,18 @@ fn last_lines(text: &str, count: usize) -> String {
     lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
-/// Ports that are free for TCP and UDP at the moment.
+/// Ports that are free for TCP and UDP. The kernel gives none of them to anybody by itself, so that they stay free while
+/// their node is down.
 fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let mut held: Vec<(TcpListener, UdpSocket)> = Vec::new();
-    while held.len() < count {
-        let tcp = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
-        if let Ok(udp) = UdpSocket::bind(tcp.local_addr()?) {
-            held.push((tcp, udp));
-        }
+    let first = std::process::id() % 100 * 200;
+    let all = (0..20_000).map(|turn| 10_000 + ((first + turn) % 20_000) as u16);
+    let free =
+        |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok() && UdpSocket::bind(("127.0.0.1", *port)).is_ok();
+    let found: Vec<u16> = all.filter(free).take(count).collect();
+    if found.len() < count {
+        bail!("{count} ports of 10000 to 29999 are wanted, and {} are free", found.len());
     }
-    held.iter().map(|(tcp, _)| Ok(tcp.local_addr()?.port())).collect()
+    Ok(found)
 }
 
 /// The `weft` executable beside this one.
