@@ -74,6 +74,8 @@ pub enum What {
     CallFail { call: u64, error: String },
     /// It may or may not have run.
     CallUnknown { call: u64, error: String },
+    /// How many members a node speaks of.
+    Members { node: String, known: u32 },
     /// What a node says of who acts.
     Owner { node: String, shard: u32, owner: String, epoch: u64 },
     /// A node's copy of the registry at an index: the ids of all topics.

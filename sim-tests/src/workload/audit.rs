@@ -29,6 +29,7 @@ async fn ask(shared: &Shared, node: &str, client: &Client) -> Result<(), Error> 
         shared.history.add("auditor", What::Owner { node: node.to_owned(), shard: shard.shard, owner, epoch });
     }
     let before = client.cluster().status().await?;
+    shared.history.add("auditor", What::Members { node: before.node.clone(), known: before.members_total });
     let mut topics: Vec<u32> = client.topics().list().await?.iter().map(|topic| topic.id).collect();
     let after = client.cluster().status().await?;
     // The list is that of an index only if the copy has not moved meanwhile, at the node that was meant.

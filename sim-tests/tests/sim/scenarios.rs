@@ -98,6 +98,24 @@ fn the_shards_of_a_host_that_goes_silent_elect_once_gossip_confirms_it() {
     }
 }
 
+/// What is on its disk may be old, and gossip has met nobody yet: it answers NOT_READY until it knows its cluster.
+#[test]
+fn a_node_that_comes_back_speaks_of_all_members_or_of_none() {
+    let faults = vec![
+        (ms(2_000), Fault::Kill { node: 0, away: ms(1_000) }),
+        (ms(5_000), Fault::PowerLoss { nodes: vec![0, 1, 2], away: ms(300) }),
+    ];
+    let verdict = sound(plan(14, ms(10_000), faults));
+    let mut told: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
+    for entry in &verdict.history {
+        if let What::Members { node, known } = &entry.what {
+            told.entry(node).or_default().push(*known);
+        }
+    }
+    assert_eq!(told.keys().copied().collect::<Vec<_>>(), ["n1", "n2", "n3"]);
+    assert!(told.values().flatten().all(|known| *known == 3), "{told:?}");
+}
+
 /// A node joins, replicas move to it, and where a leader's replica moves, the leader hands over first.
 #[test]
 fn a_leader_that_is_moved_away_hands_over_first() {
