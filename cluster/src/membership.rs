@@ -42,7 +42,7 @@ impl Identity {
         Identity { node: NodeId(0), address, zone: String::new(), generation: Generation(0), bump: 0 }
     }
 
-    /// What decides between two identities of one node or of one address: the greater wins.
+    /// What decides between two identities of one node: the greater wins.
     fn age(&self) -> (Generation, u32) {
         (self.generation, self.bump)
     }
@@ -60,9 +60,13 @@ impl foca::Identity for Identity {
     }
 
     fn win_addr_conflict(&self, other: &Self) -> bool {
-        // Two folders may have had the same number of starts: the node id then breaks the tie, so that all
-        // members choose the same one.
-        (self.age(), self.node) > (other.age(), other.node)
+        if self.node == other.node {
+            return self.age() > other.age();
+        }
+        // Another folder is at the address, and the starts of two folders say nothing of which is newer. Only the node that
+        // lives renews itself: that outbids the other. Else any order will do that is the same everywhere.
+        let bid = |it: &Self| (it.bump, it.generation, it.node);
+        bid(self) > bid(other)
     }
 }
 
@@ -154,6 +158,20 @@ mod tests {
         assert!(identity(2, 1, 2, 1).win_addr_conflict(&identity(1, 1, 2, 1)));
         let renewed = identity(1, 1, 2, 0).renew().expect("identities renew");
         assert!(renewed.win_addr_conflict(&identity(1, 1, 2, 0)));
+    }
+
+    #[test]
+    fn a_new_folder_at_an_old_address_outbids_the_former() {
+        let former = identity(9, 1, 40, 2);
+        let mut new = identity(3, 1, 1, 0);
+        let mut renewals = 0;
+        while !new.win_addr_conflict(&former) {
+            assert!(former.win_addr_conflict(&new), "one of them wins");
+            new = new.renew().expect("identities renew");
+            renewals += 1;
+        }
+        assert!(renewals <= 3 && !former.win_addr_conflict(&new), "{renewals}");
+        assert!(identity(1, 1, 1, 0).win_addr_conflict(&Identity::seed(new.address)));
     }
 
     #[test]
