@@ -40,6 +40,11 @@ impl Failure {
         Failure::new("FAILED_PRECONDITION", "NEVER", message)
     }
 
+    /// Nobody owns what is asked for.
+    pub(crate) fn no_owner(message: impl Into<String>) -> Failure {
+        Failure::new("NO_OWNER", "SAME", message)
+    }
+
     /// No node could be reached.
     pub(crate) fn unreachable(message: impl std::fmt::Display) -> Failure {
         Failure::new("NOT_READY", "SAME", format!("no node can be reached: {message}"))

@@ -132,8 +132,10 @@ fn read_csv(path: &Path, key_column: Option<&str>, defaults: &Defaults, chunks: 
         let message = format!("{} has two columns `{}`", path.display(), String::from_utf8_lossy(twice));
         return Err(whole(Failure::invalid(message + ": each needs a name of its own")));
     }
+    let text =
+        |place: usize| std::str::from_utf8(&columns[place]).map_err(|_| not_text(path, "the header", place, None));
     let names: Vec<String> =
-        columns.iter().map(|name| Value::from(String::from_utf8_lossy(name)).to_string()).collect();
+        (0..columns.len()).map(|place| Ok(Value::from(text(place)?).to_string())).collect::<Result<_, Stop>>()?;
     let key = match key_column {
         None => None,
         Some(wanted) => Some(columns.iter().position(|name| name == wanted.as_bytes()).ok_or_else(|| {
@@ -160,10 +162,14 @@ fn read_csv(path: &Path, key_column: Option<&str>, defaults: &Defaults, chunks: 
             );
             return Err(Some(Bad { row: Some(number), failure: Failure::invalid(message) }));
         }
+        let data = row_as_json(&names, &row).map_err(|place| {
+            let line = row.position().map_or(0, csv::Position::line);
+            not_text(path, &format!("row {number} (line {line})"), place, Some(number))
+        })?;
         let key = key.and_then(|place| row.get(place)).unwrap_or_default();
         let event = Event {
             key: Bytes::copy_from_slice(key),
-            data: row_as_json(&names, &row).into(),
+            data: data.into(),
             r#type: event_type.clone(),
             datacontenttype: "application/json".into(),
             headers: defaults.headers.iter().cloned().collect(),
@@ -174,8 +180,17 @@ fn read_csv(path: &Path, key_column: Option<&str>, defaults: &Defaults, chunks: 
     Ok(number)
 }
 
+/// A field that JSON cannot hold as it is.
+fn not_text(path: &Path, at: &str, place: usize, row: Option<u64>) -> Stop {
+    let message = format!("{}: {at}, field {} is not UTF-8: convert the file first", path.display(), place + 1);
+    Some(Bad { row, failure: Failure::invalid(message) })
+}
+
 /// An object of strings, in the order of the columns. `names`: already JSON strings.
-fn row_as_json(names: &[String], row: &csv::ByteRecord) -> String {
+///
+/// # Errors
+/// The place of a field that is not UTF-8.
+fn row_as_json(names: &[String], row: &csv::ByteRecord) -> Result<String, usize> {
     let mut text = String::with_capacity(row.as_slice().len() + 16 * row.len());
     text.push('{');
     for (place, (name, field)) in names.iter().zip(row.iter()).enumerate() {
@@ -184,10 +199,10 @@ fn row_as_json(names: &[String], row: &csv::ByteRecord) -> String {
         }
         text.push_str(name);
         text.push(':');
-        text.push_str(&Value::from(String::from_utf8_lossy(field)).to_string());
+        text.push_str(&Value::from(std::str::from_utf8(field).map_err(|_| place)?).to_string());
     }
     text.push('}');
-    text
+    Ok(text)
 }
 
 /// Returns how many lines there are.
@@ -364,6 +379,9 @@ mod tests {
     #[test]
     fn rows_keep_their_columns_in_order() {
         let row = csv::ByteRecord::from(vec!["N1", "a \"b\"\n"]);
-        assert_eq!(row_as_json(&["\"z\"".into(), "\"a\"".into()], &row), r#"{"z":"N1","a":"a \"b\"\n"}"#);
+        let names = ["\"z\"".into(), "\"a\"".into()];
+        assert_eq!(row_as_json(&names, &row).as_deref(), Ok(r#"{"z":"N1","a":"a \"b\"\n"}"#));
+        let latin = csv::ByteRecord::from(vec![&b"N1"[..], b"caf\xe9"]);
+        assert_eq!(row_as_json(&names, &latin), Err(1), "nothing is changed silently");
     }
 }

@@ -18,6 +18,7 @@ mod failure;
 mod group;
 mod input;
 mod output;
+mod owners;
 mod publish;
 mod server;
 mod service;

@@ -6,6 +6,7 @@ use weft_sdk::{Consumer, Event, Observer, StartAt};
 use super::args::Subscribe;
 use super::failure::Failure;
 use super::output::{Output, QUIET};
+use super::owners::Owners;
 use super::{encode, server};
 
 /// Events of a group in flight; no more than are to be printed.
@@ -32,21 +33,22 @@ pub(crate) async fn run(subscribe: Subscribe, servers: &[String], output: &mut O
     if subscribe.until_end {
         subscriber = subscriber.until_end();
     }
+    let mut owners = Owners::new(&client, &subscribe.topic, subscribe.partition, subscribe.until_end);
     let count = subscribe.count.unwrap_or(u64::MAX);
     if count == 0 {
         return Ok(());
     }
     match &subscribe.group {
         None => {
-            let observer = subscriber.observe().await?;
+            let observer = owners.wait(subscriber.observe()).await??;
             if let Some(StartAt::Offset(offset)) = subscribe.from {
                 tell_end(&observer, offset, subscribe.partition);
             }
-            observe(observer, count, output).await
+            observe(observer, &mut owners, count, output).await
         }
         Some(group) => {
-            let consumer = subscriber.credit(CREDIT.min(count)).group(group).await?;
-            consume(consumer, count, output).await
+            let consumer = owners.wait(subscriber.credit(CREDIT.min(count)).group(group)).await??;
+            consume(consumer, &mut owners, count, output).await
         }
     }
 }
@@ -61,7 +63,7 @@ fn tell_end(observer: &Observer, offset: u64, partition: Option<u32>) {
     }
 }
 
-async fn observe(mut observer: Observer, count: u64, output: &mut Output) -> Result<(), Failure> {
+async fn observe(mut observer: Observer, owners: &mut Owners, count: u64, output: &mut Output) -> Result<(), Failure> {
     let stop = tokio::signal::ctrl_c();
     tokio::pin!(stop);
     let mut printed = 0;
@@ -69,7 +71,7 @@ async fn observe(mut observer: Observer, count: u64, output: &mut Output) -> Res
         let observed = tokio::select! {
             biased;
             _ = &mut stop => break,
-            observed = observer.next() => observed?,
+            observed = owners.wait(observer.next()) => observed??,
             () = tokio::time::sleep(QUIET), if output.is_dirty() => { output.flush()?; continue; }
         };
         let Some(observed) = observed else { break };
@@ -82,7 +84,7 @@ async fn observe(mut observer: Observer, count: u64, output: &mut Output) -> Res
 }
 
 /// Prints, then acks: an event is handled when it has been printed.
-async fn consume(mut consumer: Consumer, count: u64, output: &mut Output) -> Result<(), Failure> {
+async fn consume(mut consumer: Consumer, owners: &mut Owners, count: u64, output: &mut Output) -> Result<(), Failure> {
     let stop = tokio::signal::ctrl_c();
     tokio::pin!(stop);
     let mut printed = 0;
@@ -92,7 +94,7 @@ async fn consume(mut consumer: Consumer, count: u64, output: &mut Output) -> Res
         let delivery = tokio::select! {
             biased;
             _ = &mut stop => break,
-            delivery = consumer.next() => delivery?,
+            delivery = owners.wait(consumer.next()) => delivery??,
             () = tokio::time::sleep(QUIET), if output.is_dirty() => { ack(&mut handled, output)?; continue; }
         };
         let (partition, offset, epoch) = (delivery.partition, delivery.offset, delivery.epoch);

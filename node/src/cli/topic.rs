@@ -6,6 +6,7 @@ use weft_sdk::{Client, StartAt, Topic, TopicDescription};
 use super::args::Topic as Command;
 use super::failure::Failure;
 use super::output::Output;
+use super::owners::Owners;
 use super::{encode, server};
 
 pub(crate) async fn run(command: Command, servers: &[String], output: &mut Output) -> Result<(), Failure> {
@@ -104,8 +105,9 @@ async fn dump(client: &Client, name: &str, partition: Option<u32>, output: &mut 
     };
     for partition in partitions {
         let subscriber = client.subscriber(name).partition(partition).start(StartAt::Earliest).until_end();
-        let mut observer = subscriber.observe().await?;
-        while let Some(observed) = observer.next().await? {
+        let mut owners = Owners::new(client, name, Some(partition), true);
+        let mut observer = owners.wait(subscriber.observe()).await??;
+        while let Some(observed) = owners.wait(observer.next()).await?? {
             let event = observed.event()?;
             let sha256 = encode::sha256(&event.data);
             let (offset, epoch) = (observed.offset, observed.epoch);

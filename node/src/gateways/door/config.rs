@@ -29,7 +29,7 @@ pub struct ApiConfig {
     pub header_bytes_max: ByteSize,
     /// The largest message we take: a batch with its request around it.
     pub message_bytes_max: ByteSize,
-    /// A client that has not sent its first bytes, or its settings, after this is cut off.
+    /// A client that has not sent its first bytes, or all of the preface, after this is cut off.
     #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
     /// A connection without a call for this long is closed in order.

@@ -221,11 +221,13 @@ fn summary(view: &ClusterView) -> v1::ClusterStatus {
     }
 }
 
-/// Too few replicas for the nodes there are, one on a node that does not answer, or one that is being filled.
+/// Too few replicas for the nodes there are, one on a node that does not answer or whose disk is full, or one that is
+/// being filled.
 fn underreplicated(view: &ClusterView, shard: ShardId) -> bool {
     let wanted = (view.registry.replication() as usize).min(view.registry.nodes().count());
     let moving = view.registry.shard(shard).is_some_and(|row| !row.target.is_empty());
-    moving || view.replicas_of(shard).filter(|node| view.usable(*node)).count() < wanted
+    let takes = |node: &NodeId| view.usable(*node) && !view.members.get(node).is_some_and(|member| member.disk_full);
+    moving || view.replicas_of(shard).filter(takes).count() < wanted
 }
 
 fn describe(view: &ClusterView, shard: ShardId) -> v1::Shard {

@@ -330,6 +330,13 @@ async fn the_cluster_is_described() {
     };
     doors.fake.run(Command::ShardMoved(moved));
     assert!(doors.cluster.get_status(v1::GetStatusRequest {}).await.expect("a status").into_inner().healthy);
+    let full = |doors: &mut Doors, full| {
+        doors.fake.change(|view| view.members.get_mut(&NodeId(2)).expect("a member").disk_full = full);
+    };
+    full(&mut doors, true);
+    let status = doors.cluster.get_status(v1::GetStatusRequest {}).await.expect("a status").into_inner();
+    assert!(!status.healthy && status.shards_underreplicated > 0, "its replicas take nothing");
+    full(&mut doors, false);
 
     // A node with a new folder: gossip still knows the old one, which is dead.
     let node = NodeRecord { id: 33, name: "n3".into(), ..record(33) };
