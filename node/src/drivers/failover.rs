@@ -196,7 +196,9 @@ pub(super) fn log_ends(context: &Context, request: &LogEnds) -> LogEndsAnswer {
         let group = context.group(RaftGroup(*id))?;
         let end = group.end();
         let LogPosition { term, index } = end.last.unwrap_or_default();
-        let (voter, led) = (group.votes(), !group.is_leaderless());
+        // A blank one grants its vote, too. If the first leader died before it had sent anything there, the group has no
+        // majority without it; who asks knows that it is a voter.
+        let (voter, led) = (group.votes() || group.is_blank(), !group.is_leaderless());
         Some(LogEnd { group: *id, term, index, replica_id: end.replica, voter, led })
     });
     LogEndsAnswer { ends: ends.collect() }

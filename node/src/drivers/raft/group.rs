@@ -238,6 +238,11 @@ impl Group {
         !self.inner.stopped.is_cancelled() && self.voters().contains_key(&self.inner.replica.0)
     }
 
+    /// Whether nothing has come to this replica yet, not even the membership: the first leader of its group is to send it.
+    pub(in crate::drivers) fn is_blank(&self) -> bool {
+        !self.inner.stopped.is_cancelled() && self.voters().is_empty()
+    }
+
     /// Voters of the present membership (of both halves of a joint one) and their nodes.
     pub(in crate::drivers) fn voters(&self) -> BTreeMap<u64, NodeId> {
         let membership = self.inner.raft.server_metrics().borrow_watched().membership_config.clone();
