@@ -44,8 +44,6 @@ pub struct Observer {
     positions: BTreeMap<u32, u64>,
     /// Where each partition ended when it opened, as far as known.
     ended: BTreeMap<u32, u64>,
-    /// With `until_end`: the same.
-    ends: BTreeMap<u32, u64>,
     current: Option<Current>,
     tries: u32,
 }
@@ -113,8 +111,7 @@ impl Observer {
             client: builder.client,
             topic,
             positions: if now { ends.clone() } else { BTreeMap::new() },
-            ended: ends.clone(),
-            ends: if template.until_end { ends } else { BTreeMap::new() },
+            ended: ends,
             template: template.clone(),
             feeds: SelectAll::new(),
             open: BTreeMap::new(),
@@ -139,6 +136,11 @@ impl Observer {
         &self.ended
     }
 
+    /// With `until_end`: the offset at which a partition is over, as far as known.
+    fn last(&self, partition: u32) -> Option<u64> {
+        self.ended.get(&partition).copied().filter(|_| self.template.until_end)
+    }
+
     /// The next event; `None` at the end (with `until_end`). The future may be dropped at any time: nothing is skipped.
     ///
     /// # Errors
@@ -153,7 +155,7 @@ impl Observer {
             }
             let Some(batch) = self.next_batch().await? else { return Ok(None) };
             let header = *batch.batch.header();
-            let end = self.ends.get(&batch.partition).copied().unwrap_or(u64::MAX);
+            let end = self.last(batch.partition).unwrap_or(u64::MAX);
             let wanted = batch.from_offset..end;
             let records: Vec<(u32, Bytes)> = batch
                 .batch
@@ -238,7 +240,7 @@ impl Observer {
         };
         for partition in partitions {
             let position = self.positions.get(&partition).copied();
-            if self.ends.get(&partition).is_some_and(|end| position.unwrap_or(0) >= *end) {
+            if self.last(partition).is_some_and(|end| position.unwrap_or(0) >= end) {
                 continue;
             }
             let mut open = SubscribeOpen { partition: Some(partition), ..self.template.clone() };
