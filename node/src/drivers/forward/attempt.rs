@@ -75,13 +75,14 @@ impl Forward {
 
     async fn remote(self, node: NodeId, append: ForwardAppend, patience: Duration) -> Result<Receipt, Error> {
         let answer = self.inner.links.request(node, Lane::Publish, parts(append), patience).await;
-        let name = self.view().name_of(node);
-        let answer = ForwardAnswer::decode(answer.map_err(|error| failed(error, node, &name))?)
-            .map_err(|error| refusal::outcome_unknown(&format!("the answer of {name} is not readable: {error}")))?;
+        // Looked up only for an error.
+        let name = || self.view().name_of(node);
+        let answer = ForwardAnswer::decode(answer.map_err(|error| failed(error, node, &name()))?)
+            .map_err(|error| refusal::outcome_unknown(&format!("the answer of {} is not readable: {error}", name())))?;
         match answer.result {
             Some(forward_answer::Result::Receipt(receipt)) => Ok(receipt),
             Some(forward_answer::Result::Error(error)) => Err(error),
-            None => Err(refusal::outcome_unknown(&format!("the answer of {name} is empty"))),
+            None => Err(refusal::outcome_unknown(&format!("the answer of {} is empty", name()))),
         }
     }
 
