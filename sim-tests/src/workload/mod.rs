@@ -104,8 +104,8 @@ impl Shared {
             .await
     }
 
-    /// As `connect`, until it succeeds.
-    async fn connect_surely(&self, first: usize) -> Client {
+    /// A connection that begins with node `first`, and goes on with others; waits for one.
+    pub async fn connect_surely(&self, first: usize) -> Client {
         for turn in 0.. {
             if let Ok(client) = self.connect(first + turn, false, Duration::from_secs(2)).await {
                 return client;

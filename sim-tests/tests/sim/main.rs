@@ -6,5 +6,6 @@ mod host;
 mod instances;
 mod lagging;
 mod loops;
+mod observers;
 mod scenarios;
 mod slow;

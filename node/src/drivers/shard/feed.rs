@@ -33,12 +33,16 @@ pub(super) async fn serve(
     let Some(mut leadership) = seat.leaderships() else { return Err(refusal::not_owner(None)) };
     let mut credit = i64::try_from(open.credit).unwrap_or(i64::MAX);
     loop {
+        // Before the reading: credit that comes after it wakes what follows.
+        while let Ok(request) = requests.try_recv() {
+            add_credit(&mut credit, &request);
+        }
+        if seat.acting()?.epoch != epoch {
+            return Err(refusal::not_owner(None));
+        }
         let mut sent = false;
         for cursor in &mut cursors {
-            let Ok(bytes_max) = usize::try_from(credit) else { break };
-            if bytes_max == 0 {
-                break;
-            }
+            let Some(bytes_max) = usize::try_from(credit).ok().filter(|credit| *credit > 0) else { break };
             let bytes_max = bytes_max.min(READ_BYTES_MAX);
             let batches = seat.read(cursor.partition, cursor.next, bytes_max).await;
             for packed in batches.map_err(|error| unreadable(cursor.partition, &error))? {
@@ -52,12 +56,6 @@ pub(super) async fn serve(
                 }
                 sent = true;
             }
-        }
-        while let Ok(request) = requests.try_recv() {
-            add_credit(&mut credit, &request);
-        }
-        if seat.acting()?.epoch != epoch {
-            return Err(refusal::not_owner(None));
         }
         if sent && credit > 0 {
             continue;

@@ -158,8 +158,11 @@ impl Subscription {
         while self.credit > 0 && self.outbox.len() < OUTBOX_MAX {
             let Some((shard, frame)) = self.held_packed.pop_front() else { break };
             let bytes = frame.packed.len() as u64;
-            self.credit -= i64::try_from(bytes).unwrap_or(i64::MAX);
-            self.pass(frame);
+            // What the client does not get it cannot give back.
+            if self.wants(&frame) {
+                self.credit -= i64::try_from(bytes).unwrap_or(i64::MAX);
+                self.respond(subscribe_response::Frame::Packed(frame));
+            }
             // The shard may send as much again.
             self.grant(shard, bytes);
         }
@@ -169,19 +172,17 @@ impl Subscription {
         }
     }
 
-    fn pass(&mut self, frame: PackedFrame) {
-        if let Some(ends) = &mut self.ends
-            && let Ok(header) = weft_batch::Header::read(&frame.packed)
-        {
-            match ends.get(&frame.partition) {
-                // Stored after the subscription opened.
-                None => return,
-                Some(end) if header.base_offset >= *end => return,
-                Some(end) if header.end_offset() >= *end => drop(ends.remove(&frame.partition)),
-                Some(_) => {}
-            }
+    /// Whether a batch is the client's, and notes that its partition is over.
+    fn wants(&mut self, frame: &PackedFrame) -> bool {
+        let (Some(ends), Ok(header)) = (&mut self.ends, weft_batch::Header::read(&frame.packed)) else { return true };
+        // Without an end, and at one, it was stored after the subscription opened.
+        let Some(end) = ends.get(&frame.partition).copied().filter(|end| header.base_offset < *end) else {
+            return false;
+        };
+        if header.end_offset() >= end {
+            ends.remove(&frame.partition);
         }
-        self.respond(subscribe_response::Frame::Packed(frame));
+        true
     }
 
     /// A frame of the client.
