@@ -4,12 +4,16 @@ use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use serde_json::{Value, json};
 
 use super::failure::Failure;
 
 /// Output is flushed when nothing came for this long.
 pub(super) const QUIET: Duration = Duration::from_millis(20);
+
+/// How often it is looked whether anybody reads.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Buffered stdout.
 pub(crate) struct Output {
@@ -65,6 +69,20 @@ impl Output {
         self.stdout.flush()?;
         self.dirty = false;
         Ok(())
+    }
+
+    /// Resolves when whoever reads stdout has gone. A command that waits for something to print would not notice.
+    pub(crate) async fn reader_gone() {
+        let stdout = io::stdout();
+        loop {
+            // Errors of the descriptor itself are always told.
+            let mut asked = [PollFd::new(&stdout, PollFlags::empty())];
+            let polled = rustix::event::poll(&mut asked, Some(&Timespec::default()));
+            if polled.is_ok() && asked[0].revents().intersects(PollFlags::ERR) {
+                return;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Whether something is buffered.

@@ -28,7 +28,7 @@ pub(crate) async fn run(publish: Publish, servers: &[String], output: &mut Outpu
     let defaults = Defaults { event_type: publish.event_type.clone(), headers: headers(&publish.headers)? };
     // Files are looked at before the cluster is: a wrong name is told at once.
     let single = single(&publish, &defaults)?;
-    let client = server::connect(servers).await?;
+    let client = server::connect_within(publish.patience, servers).await?;
     let ack = match publish.ack {
         AckLevel::Accepted => Ack::Accepted,
         AckLevel::Committed => Ack::Committed,

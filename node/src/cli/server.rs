@@ -16,16 +16,22 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Connects to the first of the given nodes that answers.
 pub(crate) async fn connect(servers: &[String]) -> Result<Client, Failure> {
-    let client = Client::builder().servers(servers.iter().cloned()).patience(PATIENCE).start()?;
+    connect_within(PATIENCE, servers).await
+}
+
+/// The same for a command that waits at most so long, for this and for each answer.
+pub(crate) async fn connect_within(patience: Duration, servers: &[String]) -> Result<Client, Failure> {
+    let patience = patience.min(PATIENCE);
+    let client = Client::builder().servers(servers.iter().cloned()).patience(patience).start()?;
     if !super::wants_json() {
-        tokio::spawn(tell_waits(client.clone()));
+        tokio::spawn(tell_waits(client.clone(), patience));
     }
     client.connected().await?;
     Ok(client)
 }
 
 /// Tells a person on stderr what a question waits for, once it has waited a while, and when that changes. Never ends.
-async fn tell_waits(client: Client) {
+async fn tell_waits(client: Client, patience: Duration) {
     let mut since: Option<Instant> = None;
     let mut told = String::new();
     loop {
@@ -35,7 +41,7 @@ async fn tell_waits(client: Client) {
             continue;
         };
         if since.get_or_insert_with(Instant::now).elapsed() >= TELL_AFTER && why != told {
-            eprintln!("weft: waits, for {PATIENCE:?} at most: {why}");
+            eprintln!("weft: waits, for {patience:?} at most: {why}");
             told = why;
         }
     }

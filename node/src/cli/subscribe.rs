@@ -1,5 +1,7 @@
 //! `weft subscribe`.
 
+use std::pin::pin;
+
 use serde_json::{Map, Value};
 use weft_sdk::{Consumer, Event, Observer, StartAt};
 
@@ -64,13 +66,12 @@ fn tell_end(observer: &Observer, offset: u64, partition: Option<u32>) {
 }
 
 async fn observe(mut observer: Observer, owners: &mut Owners, count: u64, output: &mut Output) -> Result<(), Failure> {
-    let stop = tokio::signal::ctrl_c();
-    tokio::pin!(stop);
+    let mut stop = pin!(told_to_stop());
     let mut printed = 0;
     while printed < count {
         let observed = tokio::select! {
             biased;
-            _ = &mut stop => break,
+            () = &mut stop => break,
             observed = owners.wait(observer.next()) => observed??,
             () = tokio::time::sleep(QUIET), if output.is_dirty() => { output.flush()?; continue; }
         };
@@ -83,17 +84,21 @@ async fn observe(mut observer: Observer, owners: &mut Owners, count: u64, output
     Ok(())
 }
 
+/// Resolves at Ctrl-C, and when nobody reads what is printed.
+async fn told_to_stop() {
+    tokio::select! { _ = tokio::signal::ctrl_c() => {}, () = Output::reader_gone() => {} }
+}
+
 /// Prints, then acks: an event is handled when it has been printed.
 async fn consume(mut consumer: Consumer, owners: &mut Owners, count: u64, output: &mut Output) -> Result<(), Failure> {
-    let stop = tokio::signal::ctrl_c();
-    tokio::pin!(stop);
+    let mut stop = pin!(told_to_stop());
     let mut printed = 0;
     // Printed, but perhaps still in the buffer.
     let mut handled = Vec::new();
     while printed < count {
         let delivery = tokio::select! {
             biased;
-            _ = &mut stop => break,
+            () = &mut stop => break,
             delivery = owners.wait(consumer.next()) => delivery??,
             () = tokio::time::sleep(QUIET), if output.is_dirty() => { ack(&mut handled, output)?; continue; }
         };
