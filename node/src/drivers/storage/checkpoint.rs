@@ -250,6 +250,7 @@ fn write(
     }
     let recycled = inner.journal.slots.recycle(floor_lsn);
     inner.metrics.slots_recycled.inc_by(recycled as u64);
+    inner.journal.slots.shrink(inner.config.journal_slots as usize)?;
     inner.spare_due.notify_one();
     collect(inner, number, &groups);
     Ok(told)

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct StorageConfig {
     /// Bytes of one journal file; at least 64 KiB. A larger entry gets a larger file. Default 64 MiB.
     pub journal_slot_bytes: ByteSize,
-    /// Journal files kept pre-written; more are added when needed. Default 4.
+    /// Journal files kept pre-written; more are added when needed, and given back with later checkpoints. Default 4.
     pub journal_slots: u32,
     /// Bytes of journal that force a checkpoint. Default 256 MiB.
     pub checkpoint_bytes: ByteSize,

@@ -140,6 +140,21 @@ impl Slots {
         old.map(|(_, slot)| slot.used = None).count()
     }
 
+    /// Gives back free slots when there are more than `keep`, the largest first, and always leaves one free: half of those
+    /// too many, so that a load that comes in bursts does not make all of them again and again.
+    pub(super) fn shrink(&self, keep: usize) -> io::Result<()> {
+        let mut free: Vec<(u64, u32)> = Vec::new();
+        {
+            let mut ring = locked(&self.ring);
+            free.extend(ring.slots.iter().filter(|(_, slot)| slot.used.is_none()).map(|(id, slot)| (slot.bytes, *id)));
+            free.sort_unstable_by(|one, other| other.cmp(one));
+            let too_many = ring.slots.len().saturating_sub(keep);
+            free.truncate(too_many.div_ceil(2).min(free.len().saturating_sub(1)));
+            free.iter().for_each(|(_, id)| drop(ring.slots.remove(id)));
+        }
+        free.iter().try_for_each(|(_, id)| self.disk.remove(&self.dir.join(file_name(*id))))
+    }
+
     /// Bytes of used slots, and (first LSN, bytes) of each, oldest first.
     pub(super) fn used(&self) -> Vec<(u64, u64)> {
         let ring = locked(&self.ring);

@@ -326,6 +326,35 @@ fn a_checkpoint_frees_the_journal_and_a_stalled_group_does_not_pin_it() {
 }
 
 #[test]
+fn journal_files_made_for_a_burst_are_given_back() {
+    let disk = MemoryDisk::default();
+    let files = || disk.files().iter().filter(|path| path.to_string_lossy().ends_with(".wal")).count();
+    let config = StorageConfig { checkpoint_bytes: ByteSize::mib(64), ..small() };
+    live(&disk, &config, async |storage, _, _| {
+        let log = storage.create_group(GROUP, 2).await.unwrap();
+        let replica = Arc::new(Replica::default());
+        storage.register(GROUP, replica.clone());
+        for index in 0..400u64 {
+            append(&log, vec![entry(1, index, &[9; 8000])]).await.unwrap();
+        }
+        let most = files();
+        assert!(most > 10, "{most} files hold the burst");
+        for round in 400..440u64 {
+            append(&log, vec![entry(1, round, b"little")]).await.unwrap();
+            replica.set(at(1, round), &round.to_le_bytes());
+            storage.checkpoint().await.unwrap();
+            wait(|done| log.purge(at(1, round), done)).await;
+        }
+        assert!(files() <= config.journal_slots as usize + 1, "{} of {most} are left", files());
+    });
+    disk.crash(Crash::LoseAll);
+    live(&disk, &config, async |storage, recovered, _| {
+        assert!(recovered.iter().all(|group| group.fenced.is_none()), "{recovered:?}");
+        assert_eq!(storage.log(GROUP).unwrap().state().last, Some(at(1, 439)));
+    });
+}
+
+#[test]
 fn groups_come_and_go() {
     let disk = MemoryDisk::default();
     live(&disk, &small(), async |storage, _, _| {
