@@ -43,7 +43,7 @@ const fn row(code: ErrorCode, grpc: Grpc, retry: Retry, meaning: &'static str) -
 }
 
 /// Every code but UNSPECIFIED, in the order of their numbers.
-pub const TABLE: [Row; 26] = {
+pub const TABLE: [Row; 27] = {
     use ErrorCode as C;
     use Grpc as G;
     use Retry as R;
@@ -108,6 +108,12 @@ pub const TABLE: [Row; 26] = {
             G::FailedPrecondition,
             R::Never,
             "The call has come back to Weft more often than `calls.hops_max` allows: an instance's address leads to a node.",
+        ),
+        row(
+            C::Superseded,
+            G::FailedPrecondition,
+            R::Never,
+            "Another node has come under this one's name: its data folder is no longer part of the cluster.",
         ),
     ]
 };

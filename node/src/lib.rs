@@ -70,12 +70,11 @@ pub async fn run(config: Config, host: Arc<dyn Host>, stop: CancellationToken) -
     };
     let failed = tokio::select! {
         biased;
-        () = stop.cancelled() => false,
-        () = tasks.failed() => true,
+        () = stop.cancelled() => None,
+        reason = tasks.failed() => Some(reason),
     };
     node.stop(config.node.stop_patience).await;
-    ensure!(!failed, "a vital task ended; its error is in the log above");
-    Ok(())
+    failed.map_or(Ok(()), |reason| Err(anyhow::Error::msg(reason)))
 }
 
 /// How long an instance may take to describe itself.

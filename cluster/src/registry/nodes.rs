@@ -44,10 +44,11 @@ impl State {
         let mut node = check_node(node, self.level)?;
         let id = NodeId(node.id);
         if self.superseded.contains(&id) {
-            return Err(not_now(format!(
+            let message = format!(
                 "data folder {id} of node {:?} was superseded by another one of that name; start with an empty folder",
                 node.name
-            )));
+            );
+            return Err(error(ErrorCode::Superseded, message));
         }
         node.registry_replica_id = 0;
         if let Some(known) = self.node(id) {

@@ -179,11 +179,7 @@ fn a_name_with_a_new_folder_supersedes_the_old_one() {
     assert!(log.state.node(NodeId(2)).is_none());
     assert_eq!(log.state.node_by_name("n2").expect("the new folder").id, 22);
     assert_eq!(seats(&log.state), [(1, 1), (3, 3), (22, 4)], "the seat is a new replica");
-    log.refused_with(
-        register(NodeRecord { generation: 9, ..node(2, "n2", "b") }),
-        ErrorCode::FailedPrecondition,
-        "superseded",
-    );
+    log.refused_with(register(NodeRecord { generation: 9, ..node(2, "n2", "b") }), ErrorCode::Superseded, "superseded");
 }
 
 #[test]

@@ -35,17 +35,34 @@ const NORMAL_FOR: Duration = Duration::from_secs(10);
 /// Voters of a new registry, at most.
 const VOTERS_MAX: u64 = 5;
 
-/// Makes this node a registered member, however long it takes.
+/// Makes this node a registered member, however long it takes, and ends it if another node has its name.
 pub(super) async fn run(context: Arc<Context>) {
+    let why = tokio::select! {
+        biased;
+        superseded = become_member(&context) => superseded.message,
+        reason = context.links.doubled() => format!(
+            "another node named `{}` answers the others ({reason}): stop one of the two, or give this one a name of its own \
+             (node.name, with a certificate for it and an empty folder)",
+            context.record.name
+        ),
+    };
+    context.tasks.give_up(why);
+}
+
+/// Resolves only if the registry knows another node by this one's name.
+async fn become_member(context: &Arc<Context>) -> v1::Error {
     let mut since = None;
-    while let Err(problem) = begin(&context).await {
+    while let Err(problem) = begin(context).await {
         grumble(*since.get_or_insert_with(Instant::now), "cannot become part of a cluster yet", &problem.to_string());
         context.registry.waits_for(format!("this node cannot become part of a cluster yet: {problem}"));
         sleep(ROUND_AFTER * 4).await;
     }
-    register(&context).await;
+    if let Err(superseded) = register(context).await {
+        return superseded;
+    }
     let cluster = format!("{:016x}", context.registry.state().cluster_id());
     tracing::info!(cluster, name = context.record.name, "is part of the cluster");
+    std::future::pending().await
 }
 
 /// Says what is in the way: for information as long as that is how a start goes, as a warning after.
@@ -340,7 +357,10 @@ async fn register_once(context: &Context) -> Result<(), v1::Error> {
 }
 
 /// Makes the registry's record say what this start of the node is, until it does.
-async fn register(context: &Context) {
+///
+/// # Errors
+/// The registry knows another node by this one's name.
+async fn register(context: &Context) -> Result<(), v1::Error> {
     let since = Instant::now();
     loop {
         let state = context.registry.state();
@@ -348,9 +368,12 @@ async fn register(context: &Context) {
             .node(context.me)
             .is_some_and(|known| NodeRecord { registry_replica_id: 0, ..known.clone() } == context.record);
         if known {
-            return;
+            return Ok(());
         }
         if let Err(refused) = register_once(context).await {
+            if refused.code() == ErrorCode::Superseded {
+                return Err(refused);
+            }
             grumble(since, "this node is not registered yet", &refused.message);
             context.registry.waits_for(unregistered(context, &refused.message));
             sleep(ROUND_AFTER * 4).await;
@@ -361,7 +384,7 @@ async fn register(context: &Context) {
                 state.node(context.me).is_some_and(|node| node.generation >= context.record.generation)
             };
             let _ = timeout(REGISTER_PATIENCE, states.wait_for(mine)).await;
-            return;
+            return Ok(());
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -22,13 +22,15 @@ pub struct Tasks {
     /// Says the same without a lock.
     stops: Arc<AtomicBool>,
     failed: CancellationToken,
+    /// Why, as the first who gave up has said.
+    reason: Arc<OnceLock<String>>,
 }
 
 impl Tasks {
     /// An empty set of tasks on `host`.
     pub fn new(host: Arc<dyn Host>) -> Self {
         let (stop, stops, failed) = (CancellationToken::new(), Arc::default(), CancellationToken::new());
-        Tasks { host, tracker: TaskTracker::new(), stop, stops, failed }
+        Tasks { host, tracker: TaskTracker::new(), stop, stops, failed, reason: Arc::default() }
     }
 
     /// Spawns a task that is cancelled at `stop`.
@@ -66,9 +68,16 @@ impl Tasks {
         });
     }
 
-    /// Resolves when a vital task has ended by itself or by a panic.
-    pub async fn failed(&self) {
+    /// Ends the node: it cannot go on, for a reason that a person has to deal with.
+    pub fn give_up(&self, reason: String) {
+        let _ = self.reason.set(reason);
+        self.failed.cancel();
+    }
+
+    /// Resolves when the node cannot go on, and says why: a task gave up, or a vital one ended by itself or by a panic.
+    pub async fn failed(&self) -> String {
         self.failed.cancelled().await;
+        self.reason.get().cloned().unwrap_or_else(|| "a vital task ended; its error is in the log above".to_owned())
     }
 
     /// Cancelled when the tasks are told to stop.

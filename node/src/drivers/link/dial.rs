@@ -14,7 +14,7 @@ use weft_proto::internal::v1::Hello;
 
 use super::frame::FrameReader;
 use super::hello::{self, HELLO_BYTES_MAX};
-use super::peers::{Link, Slot, code, lock};
+use super::peers::{Link, Refusal, Slot, code, lock};
 use super::{Inner, KIND_HELLO, Lane, LinkError, Peer, open_stream};
 
 /// The node with the greater id leaves the first dial to the other for so long, so that there is one link.
@@ -37,6 +37,8 @@ pub(super) enum DialError {
     Failed(String),
     /// This node refused the peer, or the peer this node.
     Refused(NodeId, String),
+    /// The peer refused this node: a node of its name is there and answers.
+    Namesake(String),
 }
 
 /// Keeps a link to a peer up for as long as it is known.
@@ -63,7 +65,7 @@ pub(super) async fn keep(inner: Arc<Inner>, slot: Arc<Slot>) {
         let least = match result {
             Ok(peer) if peer.id == slot.id => continue,
             Ok(_) => REFUSED_PAUSE,
-            Err(DialError::Refused(..)) => REFUSED_PAUSE,
+            Err(DialError::Refused(..) | DialError::Namesake(_)) => REFUSED_PAUSE,
             Err(DialError::Failed(reason)) => {
                 tracing::debug!(node = %slot.id, %address, reason, "dial failed");
                 Duration::ZERO
@@ -107,7 +109,10 @@ pub(super) async fn dial(inner: &Arc<Inner>, address: SocketAddr) -> Result<Peer
     }
     if let Err(error) = &result {
         inner.metrics.dials_failed.inc();
-        if let DialError::Refused(_, reason) = error {
+        if let DialError::Namesake(reason) = error {
+            inner.namesake.refused(reason);
+        }
+        if let DialError::Refused(_, reason) | DialError::Namesake(reason) = error {
             inner.refuse(&format!("{address}: {reason}"));
         }
     }
@@ -139,9 +144,9 @@ async fn dial_now(inner: &Arc<Inner>, address: SocketAddr) -> Result<Peer, DialE
         .await
         .map_err(|_| DialError::Failed("no answer in time".into()))??;
     let _ = send.finish();
-    let refuse = |reason: String| {
-        connection.close(code::REFUSED, reason.as_bytes());
-        DialError::Refused(NodeId(hello.node), reason)
+    let refuse = |refusal: Refusal| {
+        connection.close(refusal.code(), refusal.reason().as_bytes());
+        DialError::Refused(NodeId(hello.node), refusal.reason().to_owned())
     };
     let peer = check(inner, &connection, &hello).map_err(refuse)?;
     let link = Arc::new(Link::new(connection.clone(), peer.clone(), hello.cluster_id, true, &inner.metrics));
@@ -194,9 +199,9 @@ async fn shake_hands(inner: &Arc<Inner>, incoming: quinn::Incoming) -> Result<()
     };
     let shaken = timeout(inner.config.handshake_timeout, shake).await;
     let (connection, hello, mut send) = shaken.map_err(|_| "its handshake took too long".to_owned())??;
-    let refuse = |reason: String| {
-        connection.close(code::REFUSED, reason.as_bytes());
-        reason
+    let refuse = |refusal: Refusal| {
+        connection.close(refusal.code(), refusal.reason().as_bytes());
+        refusal.reason().to_owned()
     };
     let peer = check(inner, &connection, &hello).map_err(refuse)?;
     let link = Arc::new(Link::new(connection.clone(), peer, hello.cluster_id, false, &inner.metrics));
@@ -207,9 +212,10 @@ async fn shake_hands(inner: &Arc<Inner>, incoming: quinn::Incoming) -> Result<()
     Ok(())
 }
 
-fn check(inner: &Inner, connection: &Connection, hello: &Hello) -> Result<Peer, String> {
+fn check(inner: &Inner, connection: &Connection, hello: &Hello) -> Result<Peer, Refusal> {
     let certified = hello::certified_name(connection);
     hello::check(&inner.me, inner.cluster(), certified.as_deref(), connection.remote_address(), hello)
+        .map_err(Refusal::Other)
 }
 
 async fn write_hello(inner: &Inner, send: &mut SendStream) -> Option<()> {
@@ -241,6 +247,9 @@ fn why(error: ConnectionError) -> DialError {
         ConnectionError::ApplicationClosed(close) if close.error_code == code::REFUSED => {
             let reason = String::from_utf8_lossy(&close.reason).into_owned();
             DialError::Refused(NodeId(0), format!("it refuses this node: {reason}"))
+        }
+        ConnectionError::ApplicationClosed(close) if close.error_code == code::NAMESAKE => {
+            DialError::Namesake(String::from_utf8_lossy(&close.reason).into_owned())
         }
         error => match certificate(&error) {
             Some(reason) => DialError::Refused(NodeId(0), reason),
@@ -290,6 +299,7 @@ impl From<DialError> for LinkError {
         match error {
             DialError::Failed(_) => LinkError::NotSent(NodeId(0)),
             DialError::Refused(node, reason) => LinkError::Refused(node, reason),
+            DialError::Namesake(reason) => LinkError::Refused(NodeId(0), reason),
         }
     }
 }

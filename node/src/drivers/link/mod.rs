@@ -27,6 +27,7 @@ mod frame;
 mod hello;
 mod lane;
 mod metrics;
+mod namesake;
 mod peers;
 mod serve;
 #[cfg(test)]
@@ -218,6 +219,7 @@ struct Inner {
     tasks: Tasks,
     metrics: Metrics,
     clock: clock::Clock,
+    namesake: namesake::Namesake,
     table: Mutex<Table>,
     verdicts: watch::Sender<Arc<Verdicts>>,
     door: watch::Sender<Option<Arc<dyn Inbound>>>,
@@ -265,6 +267,7 @@ impl Links {
             tasks: tasks.clone(),
             metrics,
             clock: clock::Clock::new(),
+            namesake: namesake::Namesake::new(),
             table: Mutex::default(),
             verdicts: watch::Sender::default(),
             door: watch::Sender::new(None),
@@ -403,6 +406,11 @@ impl Links {
     /// The verdicts, published on change.
     pub fn verdicts(&self) -> watch::Receiver<Arc<Verdicts>> {
         self.inner.verdicts.subscribe()
+    }
+
+    /// Resolves when peers have refused this node for 10 s because another of its name answers them; with what they say.
+    pub async fn doubled(&self) -> String {
+        self.inner.namesake.stays().await
     }
 
     /// A peer says that `node` is dead: ask it at once (three pings 20 ms apart) instead of waiting.

@@ -36,6 +36,8 @@ pub(super) mod code {
     pub(in super::super) const DEAD: VarInt = VarInt::from_u32(5);
     /// The node is no longer part of the cluster.
     pub(in super::super) const FORGOTTEN: VarInt = VarInt::from_u32(6);
+    /// The peer is refused: a node of its name is there and answers. The reason says which.
+    pub(in super::super) const NAMESAKE: VarInt = VarInt::from_u32(7);
 }
 
 /// One connection to a peer whose Hello was accepted.
@@ -187,7 +189,27 @@ pub(super) struct Table {
 }
 
 /// Why a peer whose certificate is good is refused all the same.
-pub(super) type Refusal = String;
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// A node of its name is there and answers.
+    Namesake(String),
+    Other(String),
+}
+
+impl Refusal {
+    pub(super) fn reason(&self) -> &str {
+        let (Refusal::Namesake(reason) | Refusal::Other(reason)) = self;
+        reason
+    }
+
+    /// What a link that is refused is closed with.
+    pub(super) fn code(&self) -> VarInt {
+        match self {
+            Refusal::Namesake(_) => code::NAMESAKE,
+            Refusal::Other(_) => code::REFUSED,
+        }
+    }
+}
 
 impl Inner {
     pub(super) fn table(&self) -> MutexGuard<'_, Table> {
@@ -241,12 +263,13 @@ impl Inner {
         let (id, generation) = (link.peer.id, link.peer.generation);
         let known = self.verdicts.borrow().get(&id).map(|(generation, _)| *generation);
         if let Some(newer) = known.filter(|known| *known > generation) {
-            return Err(format!(
+            return Err(Refusal::Other(format!(
                 "its generation {generation} is older than {newer}, which was here before: an old copy?"
-            ));
+            )));
         }
         self.check_name(&link)?;
-        let slot = self.learn(id, link.peer.peer_address).ok_or("too many peers are known")?;
+        let slot =
+            self.learn(id, link.peer.peer_address).ok_or_else(|| Refusal::Other("too many peers are known".into()))?;
         self.table().at.insert(link.peer.peer_address, id);
         let me = self.me.id;
         let mut superseded = None;
@@ -287,7 +310,8 @@ impl Inner {
     fn check_name(&self, link: &Link) -> Result<(), Refusal> {
         let (name, id) = (&link.peer.name, link.peer.id);
         if *name == self.me.name {
-            return Err(format!("its name `{name}` is this node's own: two nodes have one name"));
+            let reason = format!("its name `{name}` is this node's own: two nodes have one name");
+            return Err(Refusal::Namesake(reason));
         }
         let slots: Vec<Arc<Slot>> = self.table().slots.values().cloned().collect();
         let verdicts = self.verdicts.borrow().clone();
@@ -296,7 +320,7 @@ impl Inner {
         let Some(other) = others.find(|other| other.peer.name == *name && !other.is_closed()) else { return Ok(()) };
         // It may be the one whose place the newcomer takes: then it will not answer.
         other.probe.notify_one();
-        Err(format!("its name `{name}` is that of node {}, which answers", other.peer.id))
+        Err(Refusal::Namesake(format!("its name `{name}` is that of node {}, which answers", other.peer.id)))
     }
 
     /// A link has ended. Answers whether it was the one in use and no other is left.

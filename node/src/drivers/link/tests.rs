@@ -291,6 +291,8 @@ async fn another_cluster_and_a_second_node_of_one_name_are_refused() {
     assert!(namesake.refused().await.contains("this node's own"));
     let namesake = Raw::connect(&ca, "n2", me(4, "n2", 1), a.at()).await;
     assert!(namesake.refused().await.contains("which answers"));
+    let namesake = node(&ca, 5, "n1").await.links.dial(a.at()).await;
+    assert!(matches!(&namesake, Err(LinkError::Refused(_, reason)) if reason.contains("two nodes")), "{namesake:?}");
     let copy = Raw::connect(&ca, "n3", me(1, "n3", 1), a.at()).await;
     assert!(copy.refused().await.contains("copies of one data folder"));
     let old = Raw::connect(&ca, "n2", me(2, "n2", 0), a.at()).await;
