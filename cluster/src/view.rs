@@ -1,6 +1,6 @@
 //! What a node knows of its cluster at one moment: immutable, published on a `watch`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::hashing;
@@ -65,6 +65,8 @@ pub struct ClusterView {
     pub members: BTreeMap<NodeId, Member>,
     /// The newest owner announced for each shard.
     pub owners: BTreeMap<ShardId, Owner>,
+    /// Members that others see and this node cannot reach.
+    pub cut_off: BTreeSet<NodeId>,
 }
 
 impl ClusterView {
@@ -126,6 +128,12 @@ impl ClusterView {
         self.owners.get(&shard).copied().filter(|owner| self.usable(owner.node))
     }
 
+    /// The owner of a partition that others can reach and this node cannot.
+    pub fn owner_out_of_reach(&self, partition: PartitionId) -> Option<NodeId> {
+        let owner = self.owners.get(&self.shard_of(partition)?)?.node;
+        self.cut_off.contains(&owner).then_some(owner)
+    }
+
     /// The nodes that hold a replica of a shard, in the order of the table; empty before it is planned.
     pub fn replicas_of(&self, shard: ShardId) -> impl Iterator<Item = NodeId> {
         self.registry.shard(shard).into_iter().flat_map(|row| &row.replicas).map(|replica| NodeId(replica.node))
@@ -181,6 +189,7 @@ mod tests {
             registry_leader: None,
             members: members.into_iter().map(|member| (member.id, member)).collect(),
             owners: BTreeMap::new(),
+            cut_off: Default::default(),
         }
     }
 

@@ -258,7 +258,10 @@ impl<'a> Cluster<'a> {
     }
 
     fn fault(&mut self, fault: Fault) {
-        let blocks = matches!(fault, Fault::PowerLoss { .. } | Fault::Partition { .. } | Fault::OneWay { .. });
+        let blocks = matches!(
+            fault,
+            Fault::PowerLoss { .. } | Fault::Partition { .. } | Fault::Cut { .. } | Fault::OneWay { .. }
+        );
         if blocks && self.network.holds() {
             return; // turmoil cannot block and hold at once
         }
@@ -285,10 +288,10 @@ impl<'a> Cluster<'a> {
             Fault::Partition { side, clients, lasts } => {
                 let one: Vec<IpAddr> = side.iter().map(|node| self.addresses[*node]).collect();
                 let other = self.others(&side, clients);
-                self.network.block(&self.sim, &one, &other);
-                self.network.block(&self.sim, &other, &one);
-                self.later(lasts, Due::Unblock(one.clone(), other.clone()));
-                self.later(lasts, Due::Unblock(other, one));
+                self.part(one, other, lasts);
+            }
+            Fault::Cut { nodes: [one, other], lasts } => {
+                self.part(vec![self.addresses[one]], vec![self.addresses[other]], lasts);
             }
             Fault::OneWay { from, lasts } => {
                 let (from, to) = (vec![self.addresses[from]], self.others(&[from], false));
@@ -375,6 +378,14 @@ impl<'a> Cluster<'a> {
             control.loss_per_mille.store(lost, Ordering::Relaxed);
             control.double_per_mille.store(doubled, Ordering::Relaxed);
         }
+    }
+
+    /// Neither side hears the other.
+    fn part(&mut self, one: Vec<IpAddr>, other: Vec<IpAddr>, lasts: Duration) {
+        self.network.block(&self.sim, &one, &other);
+        self.network.block(&self.sim, &other, &one);
+        self.later(lasts, Due::Unblock(one.clone(), other.clone()));
+        self.later(lasts, Due::Unblock(other, one));
     }
 
     /// Of all messages, or of those from and to one node.

@@ -81,6 +81,8 @@ pub enum Fault {
     Pause { node: usize, lasts: Duration },
     /// Nodes on one side do not hear those of the other. With `clients`, they are on the other side.
     Partition { side: Vec<usize>, clients: bool, lasts: Duration },
+    /// Two nodes do not hear each other; all others hear both.
+    Cut { nodes: [usize; 2], lasts: Duration },
     /// What `from` sends to the other nodes is lost; it hears them.
     OneWay { from: usize, lasts: Duration },
     /// Every node loses, and doubles, some datagrams.
@@ -114,6 +116,7 @@ impl Fault {
             Fault::PowerLoss { away, .. } | Fault::Kill { away, .. } | Fault::Instance { away, .. } => *away,
             Fault::Pause { lasts, .. }
             | Fault::Partition { lasts, .. }
+            | Fault::Cut { lasts, .. }
             | Fault::OneWay { lasts, .. }
             | Fault::Loss { lasts, .. }
             | Fault::Delay { lasts, .. }

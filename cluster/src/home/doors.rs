@@ -71,6 +71,7 @@ mod tests {
             registry_leader: None,
             members: BTreeMap::from(members.map(|member| (member.id, member))),
             owners: BTreeMap::new(),
+            cut_off: Default::default(),
         }
     }
 

@@ -125,6 +125,7 @@ mod tests {
             registry_leader: None,
             members: nodes.iter().map(member).map(|member| (member.id, member)).collect(),
             owners: BTreeMap::new(),
+            cut_off: Default::default(),
         }
     }
 

@@ -249,3 +249,33 @@ fn a_link_that_survives_a_dead_one_says_that_its_peer_lives() {
     // Of two links to a peer one was held for dead behind a one-way partition, and nothing was sent there ever after.
     sound(Plan::of(22));
 }
+
+/// The longest time that a producer had no receipt of a partition that it published to, while a fault lasted.
+fn longest_wait(verdict: &Verdict, from: Duration, lasts: Duration) -> Duration {
+    let mut asked: BTreeMap<u64, Duration> = BTreeMap::new();
+    let mut longest = Duration::ZERO;
+    for entry in &verdict.history {
+        let at = Duration::from_micros(entry.at_us);
+        match entry.what {
+            What::PublishInvoke { id, .. } if entry.who.starts_with("producer") && at < from + lasts => {
+                asked.insert(id, at);
+            }
+            What::PublishOk { id, .. } => {
+                longest = longest.max(asked.remove(&id).map_or(Duration::ZERO, |asked| at - asked));
+            }
+            _ => {}
+        }
+    }
+    assert!(asked.is_empty(), "{} publishes have no receipt", asked.len());
+    longest
+}
+
+/// Each of the two leads partitions that publishers at the other write to; the third node reaches both.
+#[test]
+fn a_node_that_is_cut_off_from_an_owner_sends_its_publishers_elsewhere() {
+    const LASTS: Duration = ms(24_000);
+    let cut = Fault::Cut { nodes: [0, 1], lasts: LASTS };
+    let verdict = sound(Plan { partitions: 6, ..plan(61, ms(28_000), vec![(ms(3_000), cut)]) });
+    let waited = longest_wait(&verdict, noted(&verdict, "Cut").expect("the fault begins"), LASTS);
+    assert!(waited > ms(1_000) && waited < ms(20_000), "{waited:?}");
+}

@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use prost::Message;
 use weft_cluster::caller::Caller;
 use weft_cluster::ids::{NodeId, PartitionId};
+use weft_cluster::view::ClusterView;
 use weft_proto::internal::v1::{
     ControlRequest, ControlResponse, ForwardAnswer, ForwardAppend, PartitionRef, PartitionStat, PartitionStats,
     control_request, control_response, forward_answer,
@@ -48,7 +49,11 @@ impl Forward {
         let redirect = redirect.filter(|redirect| redirect.believed == owner && view.usable(redirect.to));
         let node = redirect.map(|redirect| redirect.to).or(owner);
         let (Some(node), Some(shard)) = (node, view.shard_of(partition)) else {
-            let answer = Box::pin(std::future::ready(Err(refusal::no_owner(partition))));
+            let error = match view.owner_out_of_reach(partition) {
+                Some(owner) => refusal::out_of_reach(&view.name_of(owner)),
+                None => refusal::no_owner(partition),
+            };
+            let answer = Box::pin(std::future::ready(Err(error)));
             return Attempt { node: None, owner, answer };
         };
         let mut append = ForwardAppend {
@@ -77,7 +82,8 @@ impl Forward {
         let answer = self.inner.links.request(node, Lane::Publish, parts(append), patience).await;
         // Looked up only for an error.
         let name = || self.view().name_of(node);
-        let answer = ForwardAnswer::decode(answer.map_err(|error| failed(error, node, &name()))?)
+        let alive = |view: &ClusterView| view.usable(node) || view.cut_off.contains(&node);
+        let answer = ForwardAnswer::decode(answer.map_err(|error| failed(error, node, &name(), alive(&self.view())))?)
             .map_err(|error| refusal::outcome_unknown(&format!("the answer of {} is not readable: {error}", name())))?;
         match answer.result {
             Some(forward_answer::Result::Receipt(receipt)) => Ok(receipt),
@@ -139,10 +145,11 @@ fn parts(mut append: ForwardAppend) -> Parts {
     vec![head.freeze(), packed]
 }
 
-/// What the failure of the link to `node` says about the batch. Clients know nodes by their names.
-fn failed(error: LinkError, node: NodeId, name: &str) -> Error {
+/// What the failure of the link to `node` says about the batch. Clients know nodes by their names. `alive`: others see it.
+fn failed(error: LinkError, node: NodeId, name: &str, alive: bool) -> Error {
     let told = error.to_string().replace(&node.to_string(), name);
     match error {
+        LinkError::NotSent(_) if alive => refusal::out_of_reach(name),
         LinkError::NotSent(_) | LinkError::Refused(..) => refusal::refusal(ErrorCode::NoOwner, Retry::Same, told),
         LinkError::Lost(_) | LinkError::Deadline(_) => refusal::outcome_unknown(&told),
         LinkError::TooLarge { .. } => refusal::refusal(ErrorCode::TooLarge, Retry::Never, told),
@@ -156,9 +163,12 @@ mod tests {
     #[test]
     fn a_links_failure_names_the_node() {
         let (node, name) = (NodeId(7), "n7");
-        let lost = failed(LinkError::Lost(node), node, name);
+        let lost = failed(LinkError::Lost(node), node, name, true);
         assert_eq!(lost.message, "the batch may or may not be stored: the link to n7 was lost before the answer");
-        assert_eq!(failed(LinkError::NotSent(node), node, name).message, "no link to n7");
+        let gone = failed(LinkError::NotSent(node), node, name, false);
+        assert_eq!((gone.code(), gone.message.as_str()), (ErrorCode::NoOwner, "no link to n7"));
+        let cut_off = failed(LinkError::NotSent(node), node, name, true);
+        assert_eq!(cut_off.code(), ErrorCode::NotReady);
     }
 
     #[test]

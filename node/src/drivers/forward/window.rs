@@ -18,6 +18,9 @@ use crate::drivers::shard::refusal;
 /// included. Shards remember as many per producer, so one that is sent again is known.
 pub(super) const IN_FLIGHT_MAX: usize = 16;
 
+/// How long a batch waits for this node's link to an owner that lives. Then its publisher is told to go elsewhere; a link
+/// that has just broken comes back sooner, and an owner that has died is known to be dead by then.
+const CUT_OFF_PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
@@ -32,6 +35,8 @@ pub(super) struct Slot<T> {
     /// Stored at most once however often it is sent.
     idempotent: bool,
     state: State,
+    /// When it was sent for the first time.
+    sent_at: Option<Instant>,
     /// An attempt's outcome is not known.
     maybe_stored: bool,
     /// Nothing before it was under way when it was sent last: a gap is a gap.
@@ -93,8 +98,9 @@ impl<T> Window<T> {
         let idempotent = weft_batch::Header::read(&packed).is_ok_and(|header| header.producer.is_some());
         let number = self.next_number;
         self.next_number += 1;
-        let (state, maybe_stored, first, refused) = (State::Waiting, false, false, None);
-        let slot = Slot { packed, ack, deadline, tag, number, idempotent, state, maybe_stored, first, refused };
+        let (state, sent_at, maybe_stored, first, refused) = (State::Waiting, None, false, false, None);
+        let slot =
+            Slot { packed, ack, deadline, tag, number, idempotent, state, sent_at, maybe_stored, first, refused };
         self.slots.push_back(slot);
     }
 
@@ -122,6 +128,7 @@ impl<T> Window<T> {
         let slot = &mut self.slots[index];
         slot.state = State::Sent { attempt, to: None };
         slot.first = index == 0;
+        slot.sent_at.get_or_insert(now);
         Some(slot)
     }
 
@@ -154,7 +161,9 @@ impl<T> Window<T> {
         let slot = &mut self.slots[index];
         slot.state = State::Waiting;
         slot.maybe_stored |= error.retry() == Retry::IfIdempotent;
-        if slot.repeats(&error) && now < slot.deadline {
+        let cut_off = error.code() == ErrorCode::NotReady
+            && slot.sent_at.is_some_and(|at| now.duration_since(at) >= CUT_OFF_PATIENCE);
+        if slot.repeats(&error) && now < slot.deadline && !cut_off {
             let believed = self.believed;
             self.redirect = (error.owner != 0).then_some(Redirect { believed, to: NodeId(error.owner) });
             slot.refused = Some(error);

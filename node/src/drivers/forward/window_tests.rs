@@ -146,3 +146,17 @@ fn a_gap_after_a_batch_that_failed_may_be_sent_again() {
     let error = outcome.expect_err("a gap");
     assert_eq!((error.code(), error.retry()), (ErrorCode::SequenceGap, Retry::Same));
 }
+
+#[test]
+fn a_publisher_is_sent_elsewhere_when_the_owner_lives_and_cannot_be_reached() {
+    let mut run = Run::new(1, true);
+    let cut_off = || Err(refusal::refusal(ErrorCode::NotReady, Retry::Same, "no link"));
+    for second in 0..5 {
+        let sent = run.send(1);
+        assert_eq!(Run::tags(&sent), [0], "after {second} s");
+        assert_eq!(run.end(sent[0].0, cut_off()), None);
+        run.now += MS(1_000);
+    }
+    let sent = run.send(1);
+    assert_eq!(run.end(sent[0].0, cut_off()), Some((0, Err(ErrorCode::NotReady))));
+}

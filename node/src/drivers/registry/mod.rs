@@ -63,6 +63,7 @@ impl Registry {
             registry_leader: None,
             members: Default::default(),
             owners: Default::default(),
+            cut_off: Default::default(),
         };
         Registry {
             inner: Arc::new(Inner {

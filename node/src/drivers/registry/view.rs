@@ -1,6 +1,6 @@
 //! Composes the one view that gateways read: registry, members, link verdicts, owners.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -28,12 +28,14 @@ pub(in crate::drivers) async fn compose(
         let mut leadership = group.borrow_and_update().as_ref().map(crate::drivers::raft::Group::leadership);
         hint.borrow_and_update();
         let led = leadership.as_mut().and_then(|leadership| leadership.borrow_and_update().leader);
+        let (judged, cut_off) = judge(&members.borrow_and_update(), &verdicts.borrow_and_update(), inner.me);
         let view = ClusterView {
             me: inner.me,
             registry: states.borrow_and_update().clone(),
             registry_leader: led.or(*inner.leader.borrow()),
-            members: judge(&members.borrow_and_update(), &verdicts.borrow_and_update(), inner.me),
+            members: judged,
             owners: BTreeMap::clone(&owners.borrow_and_update()),
+            cut_off,
         };
         if view.settled() {
             inner.awaited.send_if_modified(|awaited| awaited.take().is_some());
@@ -61,17 +63,24 @@ pub(in crate::drivers) async fn compose(
     }
 }
 
-/// The link's verdict routes away at once; gossip confirms.
-fn judge(members: &BTreeMap<NodeId, Member>, verdicts: &Verdicts, me: NodeId) -> BTreeMap<NodeId, Member> {
-    let mut judged = members.clone();
+/// The link's verdict routes away at once; gossip confirms. Returns also those that it has not confirmed.
+fn judge(
+    members: &BTreeMap<NodeId, Member>,
+    verdicts: &Verdicts,
+    me: NodeId,
+) -> (BTreeMap<NodeId, Member>, BTreeSet<NodeId>) {
+    let (mut judged, mut cut_off) = (members.clone(), BTreeSet::new());
     for (id, member) in &mut judged {
         let Some((generation, verdict)) = verdicts.get(id).filter(|_| *id != me) else { continue };
         let present = *generation >= member.generation;
+        if present && member.state == MemberState::Alive && *verdict != Verdict::Up {
+            cut_off.insert(*id);
+        }
         member.state = match (member.state, verdict) {
             (MemberState::Alive, Verdict::Suspect) if present => MemberState::Suspect,
             (MemberState::Alive | MemberState::Suspect, Verdict::Dead) if present => MemberState::Down,
             (state, _) => state,
         };
     }
-    judged
+    (judged, cut_off)
 }

@@ -26,6 +26,12 @@ pub fn no_owner(partition: PartitionId) -> Error {
     refusal(ErrorCode::NoOwner, Retry::Same, message)
 }
 
+/// The owner lives, and this node has no link to it.
+pub fn out_of_reach(owner: &str) -> Error {
+    let message = format!("this node cannot reach {owner}, the owner, which others see: ask another node");
+    refusal(ErrorCode::NotReady, Retry::Same, message)
+}
+
 /// It was sent or proposed, and whether it took effect is not known.
 pub fn outcome_unknown(what: &str) -> Error {
     let message = format!("the batch may or may not be stored: {what}");

@@ -104,6 +104,7 @@ fn view(state: RegistryState) -> ClusterView {
         registry_leader: Some(NodeId(2)),
         members: [(NodeId(2), member)].into(),
         owners: BTreeMap::new(),
+        cut_off: Default::default(),
     }
 }
 

@@ -161,6 +161,7 @@ mod tests {
             registry_leader: None,
             members: BTreeMap::new(),
             owners: BTreeMap::new(),
+            cut_off: Default::default(),
         })
     }
 

@@ -101,6 +101,7 @@ fn open() -> (Arc<Fake>, Services) {
         registry_leader: None,
         members: BTreeMap::from([(NodeId(1), member)]),
         owners: BTreeMap::new(),
+        cut_off: Default::default(),
     };
     let fake =
         Arc::new(Fake { state: Mutex::default(), view: watch::Sender::new(Arc::new(view)), caller: Mutex::default() });

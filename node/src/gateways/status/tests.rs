@@ -138,6 +138,7 @@ async fn open() -> Doors {
         registry_leader: Some(NodeId(2)),
         members: (1..=3).map(|id| (NodeId(id), member(id, &format!("n{id}"), MemberState::Alive))).collect(),
         owners: (0..4).map(|shard| (ShardId(shard), Owner { node: NodeId(1), epoch: Epoch(6) })).collect(),
+        cut_off: Default::default(),
     };
     let fake = Arc::new(Fake {
         state: Mutex::default(),

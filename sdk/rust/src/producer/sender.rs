@@ -133,14 +133,18 @@ impl Sender {
         let Some(response) = response else { return Err(Error::Lost("the node ended the publish stream".into())) };
         self.tries = 0;
         let mut finished = Vec::new();
-        {
+        let elsewhere = {
             let mut state = self.shared.lock();
             for answer in response.answers {
                 state.answer(answer, &mut finished);
             }
-        }
+            state.elsewhere()
+        };
         self.shared.tell(finished);
-        Ok(())
+        match elsewhere {
+            Some(error) => Err(Error::Lost(format!("the node did not come to an owner: {error}").into())),
+            None => Ok(()),
+        }
     }
 
     fn check_patience(&self) -> Result<(), Error> {

@@ -38,6 +38,8 @@ pub(crate) struct State {
     first_error: Option<Error>,
     /// Why a batch was to be sent again, since the last receipt.
     waits_for: Option<Error>,
+    /// Why the node that the stream is to is of no use: what it could not do for long another may.
+    elsewhere: Option<Error>,
     /// No more events are taken.
     pub(crate) closing: bool,
     /// Why the producer has ended.
@@ -70,6 +72,7 @@ impl State {
             counts: Published::default(),
             first_error: None,
             waits_for: None,
+            elsewhere: None,
             closing: false,
             ended: None,
             dice,
@@ -215,9 +218,17 @@ impl State {
             (Outcome::Done, Some(batch)) => self.finish(index, batch, Err(error), finished),
             (Outcome::Done | Outcome::Again, _) => {
                 tracing::debug!(%error, partition = index, "a batch will be sent again");
+                if gave_up(&error) {
+                    self.elsewhere = Some(error.clone());
+                }
                 self.waits_for = Some(error);
             }
         }
+    }
+
+    /// Why the producer should go on at another node, if it should.
+    pub(crate) fn elsewhere(&mut self) -> Option<Error> {
+        self.elsewhere.take()
     }
 
     /// The stream is lost; everything unanswered begins again.
@@ -316,6 +327,12 @@ impl State {
             self.active.remove(&index);
         }
     }
+}
+
+/// Whether a node has said that it tried for long and did not come to the owner. A full disk or queue is the owner's word,
+/// and the same through any node.
+fn gave_up(error: &Error) -> bool {
+    matches!(error.code(), ErrorCode::NotReady | ErrorCode::NoOwner | ErrorCode::OutcomeUnknown | ErrorCode::Deadline)
 }
 
 /// An event that can never be packed.

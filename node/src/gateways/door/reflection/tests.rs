@@ -30,6 +30,7 @@ fn conversation_with(answer: Result<ServerReflectionResponse, weft_proto::v1::Er
         registry_leader: None,
         members: BTreeMap::new(),
         owners: BTreeMap::new(),
+        cut_off: Default::default(),
     };
     let asked = Asked::default();
     let noted = asked.clone();

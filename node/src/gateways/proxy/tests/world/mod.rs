@@ -203,5 +203,6 @@ pub(super) fn view(me: NodeId, instances: &[InstanceRecord], idempotent: &[&str]
         registry_leader: Some(me),
         members: [1, 2].map(|id| (NodeId(id), member(id))).into(),
         owners: BTreeMap::new(),
+        cut_off: Default::default(),
     }
 }
