@@ -17,6 +17,8 @@ use super::{Done, Inner, locked, space};
 
 /// A frame takes more records while it is smaller than this (and than a slot).
 const FRAME_BYTES_TARGET: usize = 4 << 20;
+/// How often a write under way is looked at before it is held to hang.
+const HANG_LOOKS: u32 = 8;
 /// After this time without a write a seal closes the last frame, so that rot in it is told from a torn tail.
 const SEAL_AFTER: Duration = Duration::from_secs(1);
 
@@ -143,13 +145,12 @@ impl Journal {
             }
             (records, payload_bytes, count) = (records + item.records.len(), payload_bytes + bytes, count + 1);
         }
-        let mut items = if count == queue.items.len() {
-            std::mem::take(&mut queue.items)
-        } else {
-            queue.items.drain(..count).collect()
-        };
+        let whole = count == queue.items.len();
+        let mut items = if whole { std::mem::take(&mut queue.items) } else { queue.items.drain(..count).collect() };
         if records > 0 {
-            let committed = std::mem::take(&mut queue.committed).into_values().map(|(group, at)| {
+            // What is committed may be in an item that waits for the next frame: without it a log would end before.
+            let committed = if whole { std::mem::take(&mut queue.committed) } else { BTreeMap::new() };
+            let committed = committed.into_values().map(|(group, at)| {
                 let record = Record::bare(Kind::Committed, 0, group.id.0, at.index, at.term);
                 Item { group: Some(group), records: vec![record], serial: 0, done: None }
             });
@@ -228,7 +229,6 @@ pub(super) async fn run(inner: Arc<Inner>, prev_crc: u32, lock: Arc<dyn Send + S
 
 /// Writes a frame, however long the disk is full: nothing is acked meanwhile. Any other failure ends the process.
 async fn write(inner: &Arc<Inner>, mut writer: Writer, mut batch: Batch) -> (Writer, Batch, (Target, u64)) {
-    let hang_after = inner.config.hang_after;
     let mut waits = false;
     loop {
         let work = {
@@ -238,9 +238,7 @@ async fn write(inner: &Arc<Inner>, mut writer: Writer, mut batch: Batch) -> (Wri
                 (writer, batch, result)
             }
         };
-        let Ok((back, same, result)) = tokio::time::timeout(hang_after, inner.host.run_blocking(work)).await else {
-            inner.host.abort(&format!("a journal write takes longer than {hang_after:?}: the disk hangs"));
-        };
+        let (back, same, result) = unless_it_hangs(inner, inner.host.run_blocking(work)).await;
         match result {
             Ok(written) => {
                 if waits {
@@ -262,6 +260,19 @@ async fn write(inner: &Arc<Inner>, mut writer: Writer, mut batch: Batch) -> (Wri
         }
         (writer, batch) = (back, same);
     }
+}
+
+/// Waits for disk work; ends the process if it takes longer than `storage.hang_after`. Time in which the whole process
+/// stood still, as after SIGSTOP or on a host that was suspended, counts as one of [`HANG_LOOKS`] parts at most.
+async fn unless_it_hangs<T>(inner: &Inner, work: impl Future<Output = T>) -> T {
+    let hang_after = inner.config.hang_after;
+    let mut work = std::pin::pin!(work);
+    for _ in 0..HANG_LOOKS {
+        if let Ok(done) = tokio::time::timeout(hang_after / HANG_LOOKS, &mut work).await {
+            return done;
+        }
+    }
+    inner.host.abort(&format!("a journal write takes longer than {hang_after:?}: the disk hangs"))
 }
 
 /// Tells the logs where their entries are.

@@ -217,7 +217,8 @@ impl LoadedGroup {
         }
         self.purge(at);
         self.committed = self.committed.max(Some(at));
-        if self.checkpoint.as_ref().is_none_or(|old| old.number < meta.number) {
+        // By position: a checkpoint that was taken while the snapshot's files came has a higher number and an older state.
+        if self.checkpoint.as_ref().is_none_or(|old| old.index < meta.index) {
             self.checkpoint = Some(meta);
         }
     }

@@ -325,6 +325,32 @@ fn a_checkpoint_frees_the_journal_and_a_stalled_group_does_not_pin_it() {
     });
 }
 
+/// What waits takes several frames, and the process dies between two of them.
+#[test]
+fn nothing_is_committed_that_the_log_has_not() {
+    let mut cut = 0;
+    for yields in 0..60 {
+        let disk = MemoryDisk::default();
+        live(&disk, &small(), async |storage, _, _| {
+            let log = storage.create_group(GROUP, 1).await.unwrap();
+            for index in 0..8 {
+                log.append(vec![entry(1, index, &[7; 20_000])], Box::new(|_| ()));
+            }
+            log.save_committed(at(1, 7));
+            for _ in 0..yields {
+                tokio::task::yield_now().await;
+            }
+        });
+        disk.crash(Crash::LoseAll);
+        live(&disk, &small(), async |storage, _, _| {
+            let state = storage.log(GROUP).unwrap().state();
+            assert!(state.committed.is_none() || state.committed <= state.last, "{yields} yields: {state:?}");
+            cut += usize::from(state.last.is_some_and(|last| last < at(1, 7)));
+        });
+    }
+    assert!(cut > 0, "no crash fell between two frames");
+}
+
 #[test]
 fn journal_files_made_for_a_burst_are_given_back() {
     let disk = MemoryDisk::default();

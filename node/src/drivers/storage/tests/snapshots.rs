@@ -148,3 +148,34 @@ fn a_crash_around_the_switch_leaves_the_old_or_the_new() {
     }
     assert!(old > 0 && new > 0, "{old} old, {new} new");
 }
+
+/// Its number is higher than the snapshot's, and its state older.
+#[test]
+fn a_checkpoint_while_the_files_of_a_snapshot_come_does_not_hide_it() {
+    let from = source(20);
+    let content: Vec<(SegmentInfo, Bytes)> = live(&from, &small(), async |storage, _, _| {
+        let segments = storage.segments(GROUP);
+        let (infos, _pin) = segments.manifest().unwrap();
+        infos.iter().map(|info| (info.clone(), segments.read_file(info, 0, 1 << 20).unwrap())).collect()
+    });
+    let files: Vec<_> = content.iter().map(|(info, _)| info.clone()).collect();
+    let to = source(5);
+    live(&to, &small(), async |storage, _, _| {
+        let replica = Arc::new(Replica::default());
+        storage.register(GROUP, replica.clone());
+        let mut staging = storage.segments(GROUP).stage(&files).unwrap();
+        for info in staging.missing.clone() {
+            staging.write(&info, 0, &content.iter().find(|(of, _)| *of == info).unwrap().1).unwrap();
+        }
+        replica.set(at(1, 2), b"of the time before");
+        storage.checkpoint().await.unwrap();
+        staging.commit(at(2, 9), Bytes::from_static(b"installed")).await.unwrap();
+    });
+    to.crash(Crash::LoseAll);
+    live(&to, &small(), async |storage, recovered, _| {
+        assert_eq!(recovered[0].fenced, None);
+        let (position, state) = recovered[0].checkpoint.clone().unwrap();
+        assert_eq!((position, &state[..]), (at(2, 9), &b"installed"[..]));
+        check(&storage.segments(GROUP), 20);
+    });
+}
