@@ -110,10 +110,10 @@ pub const TABLE: [Row; 27] = {
             "The call has come back to Weft more often than `calls.hops_max` allows: an instance's address leads to a node.",
         ),
         row(
-            C::Superseded,
+            C::NodeRefused,
             G::FailedPrecondition,
             R::Never,
-            "Another node has come under this one's name: its data folder is no longer part of the cluster.",
+            "A node cannot be a member as it was started: its data folder is not, or no longer, that of its name.",
         ),
     ]
 };

@@ -48,7 +48,7 @@ impl State {
                 "data folder {id} of node {:?} was superseded by another one of that name; start with an empty folder",
                 node.name
             );
-            return Err(error(ErrorCode::Superseded, message));
+            return Err(error(ErrorCode::NodeRefused, message));
         }
         node.registry_replica_id = 0;
         if let Some(known) = self.node(id) {
@@ -226,12 +226,13 @@ fn check_node(node: &NodeRecord, level: u32) -> Result<NodeRecord, Error> {
 
 fn check_renewal(known: &NodeRecord, node: &NodeRecord) -> Result<(), Error> {
     if known.name != node.name {
-        return Err(not_now(format!(
+        let message = format!(
             "data folder {} belongs to node {:?}; start it under that name, or {:?} with an empty folder",
             NodeId(node.id),
             known.name,
             node.name
-        )));
+        );
+        return Err(error(ErrorCode::NodeRefused, message));
     }
     if node.generation < known.generation {
         return Err(not_now(format!(

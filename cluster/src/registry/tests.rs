@@ -174,12 +174,16 @@ fn a_name_with_a_new_folder_supersedes_the_old_one() {
         ErrorCode::FailedPrecondition,
         "start 3 of node \"n2\" is over",
     );
-    log.refused_with(register(node(2, "other", "b")), ErrorCode::FailedPrecondition, "belongs to node \"n2\"");
+    log.refused_with(register(node(2, "other", "b")), ErrorCode::NodeRefused, "belongs to node \"n2\"");
     log.ok(register(node(22, "n2", "b")));
     assert!(log.state.node(NodeId(2)).is_none());
     assert_eq!(log.state.node_by_name("n2").expect("the new folder").id, 22);
     assert_eq!(seats(&log.state), [(1, 1), (3, 3), (22, 4)], "the seat is a new replica");
-    log.refused_with(register(NodeRecord { generation: 9, ..node(2, "n2", "b") }), ErrorCode::Superseded, "superseded");
+    log.refused_with(
+        register(NodeRecord { generation: 9, ..node(2, "n2", "b") }),
+        ErrorCode::NodeRefused,
+        "superseded",
+    );
 }
 
 #[test]

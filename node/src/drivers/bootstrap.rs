@@ -39,9 +39,9 @@ const VOTERS_MAX: u64 = 5;
 pub(super) async fn run(context: Arc<Context>) {
     let why = tokio::select! {
         biased;
-        superseded = become_member(&context) => superseded.message,
+        refused = become_member(&context) => refused.message,
         reason = context.links.doubled() => format!(
-            "another node named `{}` answers the others ({reason}): stop one of the two, or give this one a name of its own \
+            "another node has the name or the folder of `{}`, and answers ({reason}): stop one of the two, or give this one its own \
              (node.name, with a certificate for it and an empty folder)",
             context.record.name
         ),
@@ -49,7 +49,7 @@ pub(super) async fn run(context: Arc<Context>) {
     context.tasks.give_up(why);
 }
 
-/// Resolves only if the registry knows another node by this one's name.
+/// Resolves only if the registry does not take this node as it was started.
 async fn become_member(context: &Arc<Context>) -> v1::Error {
     let mut since = None;
     while let Err(problem) = begin(context).await {
@@ -57,8 +57,8 @@ async fn become_member(context: &Arc<Context>) -> v1::Error {
         context.registry.waits_for(format!("this node cannot become part of a cluster yet: {problem}"));
         sleep(ROUND_AFTER * 4).await;
     }
-    if let Err(superseded) = register(context).await {
-        return superseded;
+    if let Err(refused) = register(context).await {
+        return refused;
     }
     let cluster = format!("{:016x}", context.registry.state().cluster_id());
     tracing::info!(cluster, name = context.record.name, "is part of the cluster");
@@ -359,8 +359,8 @@ async fn register_once(context: &Context) -> Result<(), v1::Error> {
 /// Makes the registry's record say what this start of the node is, until it does.
 ///
 /// # Errors
-/// The registry knows another node by this one's name.
-async fn register(context: &Context) -> Result<(), v1::Error> {
+/// The registry does not take it: its folder is another node's, or its name is by now.
+async fn register(context: &Arc<Context>) -> Result<(), v1::Error> {
     let since = Instant::now();
     loop {
         let state = context.registry.state();
@@ -371,9 +371,11 @@ async fn register(context: &Context) -> Result<(), v1::Error> {
             return Ok(());
         }
         if let Err(refused) = register_once(context).await {
-            if refused.code() == ErrorCode::Superseded {
+            if refused.code() == ErrorCode::NodeRefused {
                 return Err(refused);
             }
+            // Who has this node's name or folder, too, says so to whoever dials.
+            drop(probe(context).await);
             grumble(since, "this node is not registered yet", &refused.message);
             context.registry.waits_for(unregistered(context, &refused.message));
             sleep(ROUND_AFTER * 4).await;

@@ -17,7 +17,7 @@ pub struct LinkConfig {
     /// Bytes of a UDP datagram's payload, pinned: there is no path MTU discovery. 1,200 to 6,500; raise it
     /// above 1,452 only where the whole network carries it (loopback, jumbo frames).
     pub mtu: u16,
-    /// Asked for as the UDP socket's receive and send buffers. What the system granted is logged.
+    /// Asked for as the UDP socket's receive and send buffers. Less than that is logged.
     pub socket_buffer: ByteSize,
     /// How long a peer may be silent before nothing new is sent there.
     #[serde(with = "humantime_serde")]
@@ -72,7 +72,7 @@ impl Default for LinkConfig {
             queue_requests_max: 4_096,
             queue_bytes_max: ByteSize::mib(32),
             stream_window: ByteSize::mib(16),
-            connection_window: ByteSize::mib(64),
+            connection_window: ByteSize::mib(512),
             clock_tolerance: Duration::from_secs(60),
         }
     }

@@ -215,7 +215,7 @@ async fn shake_hands(inner: &Arc<Inner>, incoming: quinn::Incoming) -> Result<()
 fn check(inner: &Inner, connection: &Connection, hello: &Hello) -> Result<Peer, Refusal> {
     let certified = hello::certified_name(connection);
     hello::check(&inner.me, inner.cluster(), certified.as_deref(), connection.remote_address(), hello)
-        .map_err(Refusal::Other)
+        .map_err(|reason| if hello.node == inner.me.id.0 { Refusal::Namesake(reason) } else { Refusal::Other(reason) })
 }
 
 async fn write_hello(inner: &Inner, send: &mut SendStream) -> Option<()> {

@@ -306,7 +306,7 @@ impl Inner {
         Ok(())
     }
 
-    /// Two nodes with one name: the one that is here and answers stays.
+    /// Two nodes with one name, or one folder: the one that is here and answers stays.
     fn check_name(&self, link: &Link) -> Result<(), Refusal> {
         let (name, id) = (&link.peer.name, link.peer.id);
         if *name == self.me.name {
@@ -316,6 +316,12 @@ impl Inner {
         let slots: Vec<Arc<Slot>> = self.table().slots.values().cloned().collect();
         let verdicts = self.verdicts.borrow().clone();
         let up = |other: &NodeId| verdicts.get(other).is_some_and(|(_, verdict)| *verdict == Verdict::Up);
+        let same = slots.iter().filter(|slot| slot.id == id && up(&id)).find_map(|slot| slot.current());
+        if let Some(same) = same.filter(|same| same.peer.name != *name && !same.is_closed()) {
+            same.probe.notify_one();
+            let reason = format!("its data folder is that of node `{}`, which answers", same.peer.name);
+            return Err(Refusal::Namesake(reason));
+        }
         let mut others = slots.iter().filter(|slot| slot.id != id && up(&slot.id)).filter_map(|slot| slot.current());
         let Some(other) = others.find(|other| other.peer.name == *name && !other.is_closed()) else { return Ok(()) };
         // It may be the one whose place the newcomer takes: then it will not answer.
@@ -340,12 +346,21 @@ impl Inner {
 
     /// Publishes what is thought of a peer, unless a newer generation of it is known. Answers whether that is news.
     pub(super) fn say(&self, slot: &Slot, peer: &Peer, verdict: Verdict) -> bool {
-        slot.dead.store(verdict == Verdict::Dead, Ordering::Release);
-        if verdict == Verdict::Dead {
-            // Those that wait for a link are told.
-            slot.link.send_modify(|_| {});
-        }
+        self.say_if(slot, peer, verdict, || true)
+    }
+
+    /// The same after the end of a link, unless another has come up meanwhile.
+    pub(super) fn say_unlinked(&self, slot: &Slot, peer: &Peer, verdict: Verdict) -> bool {
+        self.say_if(slot, peer, verdict, || slot.current().is_none())
+    }
+
+    fn say_if(&self, slot: &Slot, peer: &Peer, verdict: Verdict, holds: impl FnOnce() -> bool) -> bool {
         let said = self.verdicts.send_if_modified(|verdicts| {
+            // Under the lock of the verdicts: who puts a link into use says so after it has.
+            if !holds() {
+                return false;
+            }
+            slot.dead.store(verdict == Verdict::Dead, Ordering::Release);
             let entry = (peer.generation, verdict);
             if verdicts.get(&peer.id).is_some_and(|had| *had == entry || had.0 > peer.generation) {
                 return false;
@@ -353,6 +368,10 @@ impl Inner {
             Arc::make_mut(verdicts).insert(peer.id, entry);
             true
         });
+        if verdict == Verdict::Dead {
+            // Those that wait for a link are told.
+            slot.link.send_modify(|_| {});
+        }
         if !said {
             return false;
         }
@@ -374,7 +393,7 @@ impl Inner {
     /// A peer does not answer any more.
     pub(super) fn bury(&self, slot: &Slot, peer: &Peer) {
         if self.say(slot, peer, Verdict::Dead) {
-            tracing::warn!(peer = peer.name, generation = %peer.generation, "dead");
+            told_dead(peer);
         }
     }
 
@@ -395,6 +414,10 @@ impl Inner {
         }
         self.verdicts.send_if_modified(|verdicts| Arc::make_mut(verdicts).remove(&node).is_some());
     }
+}
+
+pub(super) fn told_dead(peer: &Peer) {
+    tracing::warn!(peer = peer.name, generation = %peer.generation, "dead");
 }
 
 impl Slot {

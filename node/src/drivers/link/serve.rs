@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::clock::TELL_EVERY;
 use super::frame::{FrameReader, FrameReceiver, FrameSender};
-use super::peers::{Link, Slot, code};
+use super::peers::{Link, Slot, code, told_dead};
 use super::vigil::{Effect, Vigil};
 use super::{GOSSIP_BYTES_MAX, Inner, KIND_REQUESTS, KIND_STREAM, Lane, LinkStream, Verdict, lane};
 
@@ -72,12 +72,16 @@ pub(super) async fn run(inner: Arc<Inner>, slot: Arc<Slot>, link: Arc<Link>) {
     }
     match after(&ended, slot.dead.load(Ordering::Acquire)) {
         Verdict::Dead if stopped(&ended) => {
-            if inner.say(&slot, &link.peer, Verdict::Dead) {
+            if inner.say_unlinked(&slot, &link.peer, Verdict::Dead) {
                 tracing::info!(peer = link.peer.name, generation = %link.peer.generation, "has stopped");
             }
         }
-        Verdict::Dead => inner.bury(&slot, &link.peer),
-        verdict => drop(inner.say(&slot, &link.peer, verdict)),
+        Verdict::Dead => {
+            if inner.say_unlinked(&slot, &link.peer, Verdict::Dead) {
+                told_dead(&link.peer);
+            }
+        }
+        verdict => drop(inner.say_unlinked(&slot, &link.peer, verdict)),
     }
 }
 
