@@ -30,7 +30,7 @@ impl Default for EventsConfig {
             stream_bytes_max: ByteSize::mib(32),
             publish_patience: Duration::from_secs(5),
             batch_bytes_max: ByteSize::kib(128),
-            open_patience: Duration::from_secs(10),
+            open_patience: Duration::from_secs(8),
         }
     }
 }

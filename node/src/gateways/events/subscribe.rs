@@ -29,8 +29,10 @@ const OBSERVER_CREDIT_DEFAULT: u64 = 1 << 20;
 /// The most credit that counts: events of a group, bytes of an observer.
 const GROUP_CREDIT_MAX: u64 = 10_000;
 const OBSERVER_CREDIT_MAX: u64 = 64 << 20;
-/// What each shard may send an observer ahead, at least.
+/// What each shard may send an observer ahead, at least and at most: what an observer does not read waits here and on the
+/// links, whose window all share.
 const OBSERVER_SHARE_MIN: u64 = 256 << 10;
+const OBSERVER_SHARE_MAX: u64 = 1 << 20;
 /// How long a new group that begins now is waited for on all its shards.
 const GROUP_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the acks that a consumer sent before it left are waited for.
@@ -215,7 +217,7 @@ async fn observe(
         return Err(wire::error(ErrorCode::OffsetTrimmed, message));
     }
     let credit = if open.credit == 0 { OBSERVER_CREDIT_DEFAULT } else { open.credit.min(OBSERVER_CREDIT_MAX) };
-    let share = |shards| Split::share(shards, credit).max(OBSERVER_SHARE_MIN);
+    let share = |shards| Split::share(shards, credit).clamp(OBSERVER_SHARE_MIN, OBSERVER_SHARE_MAX);
     let begins = offsets.clone();
     let spec = spec(events, caller, &topic, offsets, None, consumer, share);
     let mut subscription = Subscription::new(events.inner.forward.deliver(&spec), &spec, credit, metrics);
