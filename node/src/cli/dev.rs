@@ -29,6 +29,8 @@ const HEALTHY_PATIENCE: Duration = Duration::from_secs(60);
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 /// On loopback a datagram may be as large as ten of them fit one system call.
 const LOOPBACK_MTU: u16 = 6_000;
+/// Folders of nodes that are looked for.
+const NODES_KEPT_MAX: u16 = 99;
 /// Ports between two nodes.
 const PORT_STEP: u16 = 10;
 
@@ -112,6 +114,14 @@ fn prepare(dev: &Dev, dir: &Path, host: &dyn Host) -> Result<Vec<Config>, Failur
             "--port {}: there is no room for {} nodes above it",
             dev.port, dev.nodes
         )));
+    }
+    // A part of a cluster waits for the rest.
+    let kept = (1..=NODES_KEPT_MAX).rev().find(|number| disk.exists(&dir.join(format!("n{number}")))).unwrap_or(0);
+    if kept > dev.nodes {
+        let dir = dir.display();
+        let message =
+            format!("{dir} holds a cluster of {kept} nodes: start it with --nodes {kept}, or remove the folder");
+        return Err(Failure::invalid(message));
     }
     let ports: Vec<u16> = (0..dev.nodes).map(|index| dev.port + PORT_STEP * index).collect();
     let seeds: Vec<String> = ports.iter().map(|port| loopback(port + 1).to_string()).collect();

@@ -1,6 +1,7 @@
 //! `weft group`.
 
 use serde_json::{Value, json};
+use weft_proto::v1::GroupCursor;
 use weft_sdk::{Group, GroupDescription};
 
 use super::args::Group as Command;
@@ -12,7 +13,11 @@ pub(crate) async fn run(command: Command, servers: &[String], output: &mut Outpu
     let client = server::connect(servers).await?;
     match command {
         Command::List { topic } => list(&client.groups().list(topic.as_deref()).await?, output),
-        Command::Describe { topic, group } => describe(&client.groups().describe(&topic, &group).await?, output),
+        Command::Describe { topic, group } => {
+            let description = client.groups().describe(&topic, &group).await?;
+            let partitions = client.topics().describe(&topic).await?.topic.map_or(0, |topic| topic.partitions);
+            describe(&description, partitions, output)
+        }
         Command::Delete { topic, group } => {
             client.groups().delete(&topic, &group).await?;
             let object = json!({"deleted": group, "topic": topic});
@@ -43,9 +48,14 @@ fn list(groups: &[Group], output: &mut Output) -> Result<(), Failure> {
     output.table(&["topic", "group", "began at", "ack deadline"], groups.iter().map(row).collect())
 }
 
-fn describe(description: &GroupDescription, output: &mut Output) -> Result<(), Failure> {
+/// Events that a group has not acked. `None`: not all of the topic's partitions have an owner that says how many.
+pub(super) fn lag(cursors: &[GroupCursor], partitions: u32) -> Option<u64> {
+    (cursors.len() == partitions as usize).then(|| cursors.iter().map(|cursor| cursor.lag).sum())
+}
+
+fn describe(description: &GroupDescription, partitions: u32, output: &mut Output) -> Result<(), Failure> {
     let group = description.group.clone().unwrap_or_default();
-    let lag: u64 = description.cursors.iter().map(|cursor| cursor.lag).sum();
+    let lag = lag(&description.cursors, partitions);
     if output.json {
         let cursors = description.cursors.iter().map(|cursor| {
             json!({
@@ -55,7 +65,17 @@ fn describe(description: &GroupDescription, output: &mut Output) -> Result<(), F
         });
         return output.line(json!({"group": group_json(&group), "lag": lag, "cursors": Value::from_iter(cursors)}));
     }
-    output.line(format_args!("{} of topic {}: {lag} events are not acked\n", group.name, group.topic))?;
+    let (name, topic) = (&group.name, &group.topic);
+    match lag {
+        Some(lag) => output.line(format_args!("{name} of topic {topic}: {lag} events are not acked\n"))?,
+        None => {
+            let known = description.cursors.len();
+            output.line(format_args!(
+                "{name} of topic {topic}: how many events are not acked is not known: the owners of {known} of \
+                 {partitions} partitions answer\n"
+            ))?;
+        }
+    }
     let rows = description.cursors.iter().map(|cursor| {
         [u64::from(cursor.partition), cursor.acked_below, cursor.end_offset, cursor.lag].map(|it| it.to_string()).into()
     });

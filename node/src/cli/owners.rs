@@ -1,4 +1,4 @@
-//! Tells a reader why nothing comes: nobody owns what is read.
+//! Tells whoever reads or publishes why nothing goes on: nobody owns it.
 
 use std::time::Duration;
 

@@ -14,6 +14,7 @@ use super::args::{AckLevel, Publish};
 use super::failure::Failure;
 use super::input::{self, Bad, Defaults, Row, Source};
 use super::output::{Output, QUIET};
+use super::owners::Owners;
 use super::{encode, server};
 
 /// Receipts waited for with `--json`; the input is read no further meanwhile.
@@ -40,7 +41,7 @@ pub(crate) async fn run(publish: Publish, servers: &[String], output: &mut Outpu
         .patience(publish.patience)
         .open()
         .await?;
-    let json = output.json;
+    let (json, topic) = (output.json, publish.topic.clone());
     let publishing = async {
         if let Some(event) = single {
             return one(&producer, event, output).await;
@@ -54,9 +55,10 @@ pub(crate) async fn run(publish: Publish, servers: &[String], output: &mut Outpu
         };
         many(&producer, input::read(source, defaults, publish.from_row), output).await
     };
+    let mut owners = Owners::new(&client, &topic, None, false);
     tokio::select! {
         biased;
-        done = publishing => done,
+        done = owners.wait(publishing) => done?,
         () = tell_waits(&producer, publish.patience, json) => Ok(()),
     }
 }

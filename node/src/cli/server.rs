@@ -24,14 +24,14 @@ pub(crate) async fn connect_within(patience: Duration, servers: &[String]) -> Re
     let patience = patience.min(PATIENCE);
     let client = Client::builder().servers(servers.iter().cloned()).patience(patience).start()?;
     if !super::wants_json() {
-        tokio::spawn(tell_waits(client.clone(), patience));
+        tokio::spawn(tell_waits(client.clone()));
     }
     client.connected().await?;
     Ok(client)
 }
 
 /// Tells a person on stderr what a question waits for, once it has waited a while, and when that changes. Never ends.
-async fn tell_waits(client: Client, patience: Duration) {
+async fn tell_waits(client: Client) {
     let mut since: Option<Instant> = None;
     let mut told = String::new();
     loop {
@@ -41,7 +41,7 @@ async fn tell_waits(client: Client, patience: Duration) {
             continue;
         };
         if since.get_or_insert_with(Instant::now).elapsed() >= TELL_AFTER && why != told {
-            eprintln!("weft: waits, for {patience:?} at most: {why}");
+            eprintln!("weft: waits: {why}");
             told = why;
         }
     }

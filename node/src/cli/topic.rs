@@ -85,10 +85,10 @@ fn describe(description: &TopicDescription, output: &mut Output) -> Result<(), F
         return Ok(());
     }
     output.line("")?;
-    let rows = description.groups.iter().map(|group| {
-        let lag: u64 = group.cursors.iter().map(|cursor| cursor.lag).sum();
-        vec![group.name.clone(), lag.to_string()]
-    });
+    let rows = description
+        .groups
+        .iter()
+        .map(|group| vec![group.name.clone(), known(super::group::lag(&group.cursors, topic.partitions))]);
     output.table(&["group", "waiting"], rows.collect())
 }
 

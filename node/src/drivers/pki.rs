@@ -309,7 +309,9 @@ fn same_key(cert: &CertificateDer<'_>, key: &KeyPair) -> bool {
 }
 
 fn read_pem(disk: &dyn Disk, path: &Path) -> Result<String, PkiError> {
-    let file = disk.open(path, Open::Read).map_err(|error| wrong(path, format!("cannot be opened: {error}")))?;
+    let file = disk.open(path, Open::Read).map_err(|error| {
+        wrong(path, format!("cannot be opened: {error}; `weft ca init` and `weft ca issue` make certificates"))
+    })?;
     let bytes = file.len().map_err(|error| wrong(path, format!("cannot be read: {error}")))?;
     if bytes > PEM_BYTES_MAX {
         return Err(wrong(path, format!("has {bytes} bytes; a PEM file has at most {PEM_BYTES_MAX}")));

@@ -336,7 +336,11 @@ impl Client {
             let error = match tokio::time::timeout_at(deadline, calling).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => Error::from(status),
-                Err(_) => return Err(Error::Deadline(format!("{what} at {}", connection.address).into())),
+                // What was said before says why.
+                Err(_) => {
+                    let late = || Error::Deadline(format!("{what} at {}", connection.address).into());
+                    return Err(last.unwrap_or_else(late));
+                }
             };
             self.doubt(&connection, &error);
             let again = match error.retry() {
