@@ -272,8 +272,8 @@ pub(crate) struct Publish {
     /// How long an event is tried before it fails.
     #[arg(long, default_value = "2m", value_name = "TIME", value_parser = parse_time)]
     pub(crate) patience: Duration,
-    /// Begin at this row of --csv (the one after the header is 1) or this line of --json-lines: to go on after a failure,
-    /// which names the row.
+    /// Begin at this row of --csv (the one after the header is 1) or this line of --json-lines. To go on after a failure:
+    /// one in the input names its row; for others --json says what became of each row.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), conflicts_with_all = ["data", "file"])]
     pub(crate) from_row: u64,
 }

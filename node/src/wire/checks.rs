@@ -2,6 +2,7 @@
 
 mod services;
 
+use weft_batch::{ATTRIBUTE_BYTES_MAX, HEADER_NAME_BYTES_MAX, HEADERS_BYTES_MAX, HEADERS_MAX, KEY_BYTES_MAX};
 use weft_cluster::registry::{limits, names};
 use weft_proto::v1::{Ack, CreateTopicRequest, Error, ErrorCode, Event, StartAt};
 
@@ -11,16 +12,6 @@ use super::{error, over};
 
 /// Events of one publish request.
 pub const PUBLISH_EVENTS_MAX: usize = 1_000;
-/// Bytes of an event's key.
-pub const KEY_BYTES_MAX: usize = 4 << 10;
-/// Headers of an event.
-pub const HEADERS_MAX: usize = 64;
-/// Bytes of a header's name.
-pub const HEADER_NAME_BYTES_MAX: usize = 128;
-/// Bytes of all header names and values of an event.
-pub const HEADERS_BYTES_MAX: usize = 16 << 10;
-/// Bytes of each of an event's attributes (id, source, type, subject, datacontenttype).
-pub const ATTRIBUTE_BYTES_MAX: usize = 1 << 10;
 
 fn invalid(message: impl Into<String>) -> Error {
     error(ErrorCode::InvalidArgument, message)

@@ -215,6 +215,10 @@ pub(super) async fn caller(shared: Shared, number: usize) {
             continue;
         };
         for _ in 0..dice.random_range(5..40) {
+            // Nobody waits for a call that begins later.
+            if shared.phase() != Phase::Storm {
+                break;
+            }
             let mut call = Call {
                 id: shared.next_id(),
                 service: None,
@@ -231,7 +235,7 @@ pub(super) async fn caller(shared: Shared, number: usize) {
             shared.open.fetch_add(1, Ordering::Relaxed);
             let goes_on = note(&shared.history, &who, &caller, call).await;
             shared.open.fetch_sub(1, Ordering::Relaxed);
-            if !goes_on || shared.phase() != Phase::Storm {
+            if !goes_on {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(dice.random_range(0..60))).await;

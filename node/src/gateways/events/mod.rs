@@ -11,6 +11,7 @@ mod subscribe;
 mod subscription;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -37,6 +38,9 @@ use crate::wire::{self, checks};
 
 /// Response messages that wait for a client on one stream.
 const RESPONSES_WAITING_MAX: usize = 4;
+
+/// How long a client may take to send a stream's first frame.
+const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The service. Cheap to clone.
 #[derive(Clone)]
@@ -124,6 +128,17 @@ impl Events {
             _ => Err(wire::error(ErrorCode::Internal, "the registry's outcome is not a producer")),
         }
     }
+}
+
+/// The first frame of a client's stream; `None` if there is none.
+///
+/// # Errors
+/// The stream's, and `INVALID_ARGUMENT` when the frame does not come.
+async fn first_frame<T>(requests: &mut Streaming<T>) -> Result<Option<T>, Status> {
+    tokio::time::timeout(FIRST_PATIENCE, requests.message()).await.unwrap_or_else(|_| {
+        let message = format!("no `open` came within {FIRST_PATIENCE:?}: it is the first frame of a stream");
+        Err(wire::status(wire::error(ErrorCode::InvalidArgument, message)))
+    })
 }
 
 /// An owner knows a topic that was deleted by its id alone; clients know its name.

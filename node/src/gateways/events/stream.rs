@@ -18,7 +18,7 @@ use weft_proto::v1::{
 use super::packing::{Packed, Packing};
 use super::publish::each;
 use super::room::Taken;
-use super::{Events, named};
+use super::{Events, first_frame, named};
 use crate::drivers::forward::Publisher;
 use crate::wire::{self, checks};
 
@@ -39,7 +39,7 @@ pub(super) async fn serve(
     mut requests: Streaming<PublishStreamRequest>,
     responses: &Responses,
 ) -> Result<(), Status> {
-    let Some(first) = requests.message().await? else { return Ok(()) };
+    let Some(first) = first_frame(&mut requests).await? else { return Ok(()) };
     let Some(Frame::Open(open)) = first.frame else {
         return Err(invalid("the first frame of a publish stream is `open`"));
     };

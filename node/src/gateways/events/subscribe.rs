@@ -17,9 +17,9 @@ use weft_proto::v1::{
     subscribe_request, subscribe_response,
 };
 
-use super::Events;
 use super::credit::Split;
 use super::subscription::Subscription;
+use super::{Events, first_frame};
 use crate::drivers::forward::DeliverySpec;
 use crate::wire::{self, checks};
 
@@ -49,7 +49,7 @@ pub(super) async fn serve(
     mut requests: Streaming<SubscribeRequest>,
     responses: &Responses,
 ) -> Result<(), Status> {
-    let Some(first) = requests.message().await? else { return Ok(()) };
+    let Some(first) = first_frame(&mut requests).await? else { return Ok(()) };
     let Some(subscribe_request::Frame::Open(open)) = first.frame else {
         let message = "the first frame of a subscription is `open`";
         return Err(wire::status(wire::error(ErrorCode::InvalidArgument, message)));

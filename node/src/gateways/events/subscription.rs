@@ -262,10 +262,15 @@ impl Subscription {
         }
     }
 
-    /// Ranges by the shard of their partition, and refusals of those that have none.
+    /// Ranges by the shard of their partition, and refusals of those that have none, or are none.
     fn by_shard(&self, ranges: Vec<OffsetRange>) -> (BTreeMap<usize, Vec<OffsetRange>>, Vec<AckRefusal>) {
         let (mut shards, mut unknown) = (BTreeMap::<usize, Vec<OffsetRange>>::new(), Vec::new());
         for range in ranges {
+            if range.first > range.last {
+                let message = format!("a range from {} to {} is empty", range.first, range.last);
+                unknown.push(refuse(range, wire::error(ErrorCode::InvalidArgument, message)));
+                continue;
+            }
             match self.deliveries.shard_of(range.partition) {
                 Some(shard) => shards.entry(shard).or_default().push(range),
                 None => {
