@@ -26,7 +26,7 @@ fn events_are_checked_against_each_limit() {
             Some((ErrorCode::TooLarge, "event_bytes_max is 1048576")),
         ),
         (Event { key: vec![0; 4097].into(), ..Default::default() }, Some((ErrorCode::TooLarge, "key has 4097 bytes"))),
-        (Event { subject: "s".repeat(1025), ..Default::default() }, Some((ErrorCode::TooLarge, "subject has 1025"))),
+        (Event { subject: "s".repeat(4097), ..Default::default() }, Some((ErrorCode::TooLarge, "subject has 4097"))),
         (Event { time_ms: -1, ..Default::default() }, Some((ErrorCode::InvalidArgument, "time_ms is -1"))),
     ];
     for (given, wanted) in cases {
