@@ -77,7 +77,7 @@ pub(super) async fn serve(
             biased;
             permit = responses.reserve(), if may_send => {
                 let Ok(permit) = permit else { return Ok(()) };
-                let response = subscription.outbox.pop_front().expect("it is not empty");
+                let response = subscription.next_response().expect("it is not empty");
                 permit.send(Ok(response));
             }
             message = requests.message(), if reading => match message? {

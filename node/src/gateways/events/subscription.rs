@@ -17,6 +17,8 @@ use crate::wire;
 
 /// Responses that wait for the client before no more is taken from the shards.
 const OUTBOX_MAX: usize = 64;
+/// Bytes of an observer's batches that wait for the client before the next is taken.
+const OUTBOX_BYTES_MAX: usize = 2 << 20;
 /// Bytes of events in one response; one event may exceed it.
 const FRAME_BYTES_MAX: usize = 256 << 10;
 /// Acks on their way to their shards.
@@ -30,6 +32,8 @@ pub(super) struct Subscription {
     pub(super) group: Option<GroupId>,
     /// What goes to the client next.
     pub(super) outbox: VecDeque<SubscribeResponse>,
+    /// Bytes of the batches in it.
+    outbox_bytes: usize,
     /// The client's free credit: events of a group, bytes of an observer (below 0 by the last batch).
     credit: i64,
     split: Split,
@@ -83,6 +87,7 @@ impl Subscription {
             split: Split::new(deliveries.shards(), spec.credit),
             deliveries,
             outbox: VecDeque::new(),
+            outbox_bytes: 0,
             credit: i64::try_from(credit).unwrap_or(i64::MAX),
             owed: BTreeMap::new(),
             held: VecDeque::new(),
@@ -122,6 +127,15 @@ impl Subscription {
         self.outbox.len() < OUTBOX_MAX && !self.over
     }
 
+    /// What the client gets next, taken out.
+    pub(super) fn next_response(&mut self) -> Option<SubscribeResponse> {
+        let response = self.outbox.pop_front()?;
+        if let Some(subscribe_response::Frame::Packed(frame)) = &response.frame {
+            self.outbox_bytes -= frame.packed.len();
+        }
+        Some(response)
+    }
+
     /// Takes no more from the shards.
     pub(super) fn end(&mut self) {
         self.over = true;
@@ -155,12 +169,13 @@ impl Subscription {
         if !frame.deliveries.is_empty() {
             self.respond(subscribe_response::Frame::Deliveries(frame));
         }
-        while self.credit > 0 && self.outbox.len() < OUTBOX_MAX {
+        while self.credit > 0 && self.outbox.len() < OUTBOX_MAX && self.outbox_bytes < OUTBOX_BYTES_MAX {
             let Some((shard, frame)) = self.held_packed.pop_front() else { break };
             let bytes = frame.packed.len() as u64;
             // What the client does not get it cannot give back.
             if self.wants(&frame) {
                 self.credit -= i64::try_from(bytes).unwrap_or(i64::MAX);
+                self.outbox_bytes += frame.packed.len();
                 self.respond(subscribe_response::Frame::Packed(frame));
             }
             // The shard may send as much again.
