@@ -22,7 +22,7 @@ pub(super) struct Snapshot {
     /// At its sender.
     pub(super) manifest: Manifest,
     /// Keeps the sender's files.
-    _pin: Option<Box<dyn Send + Sync>>,
+    pin: Option<Box<dyn Send + Sync>>,
     /// At its receiver, if it has arrived; nothing stands for a state that the machine already has.
     staged: Option<Staged>,
 }
@@ -30,7 +30,12 @@ pub(super) struct Snapshot {
 impl Snapshot {
     /// Stands for a state that the machine already has.
     fn marker() -> Snapshot {
-        Snapshot { manifest: Manifest { bytes: bytes::Bytes::new() }, _pin: None, staged: None }
+        Snapshot { manifest: Manifest { bytes: bytes::Bytes::new() }, pin: None, staged: None }
+    }
+
+    /// Whether there is nothing to send.
+    pub(super) fn is_marker(&self) -> bool {
+        self.pin.is_none() && self.staged.is_none()
     }
 }
 
@@ -251,9 +256,15 @@ impl RaftStateMachine<TypeConfig> for Machine {
         if !self.0.started.load(Ordering::Acquire) {
             return Ok(Some(Made { meta: meta_of(machine.as_ref())?, snapshot: Snapshot::marker() }));
         }
-        let (at, manifest, pin) = machine.snapshot()?;
+        let (at, manifest, pin) = match machine.snapshot() {
+            // To openraft any error is the replica's end. The sender makes nothing of a marker, and asks again.
+            Err(error) if storage::is_full(&error) => {
+                return Ok(Some(Made { meta: meta_of(machine.as_ref())?, snapshot: Snapshot::marker() }));
+            }
+            made => made?,
+        };
         let meta = SnapshotMeta { last_log_id: Some(log_id(at)), ..meta_of(machine.as_ref())? };
-        Ok(Some(Made { meta, snapshot: Snapshot { manifest, _pin: Some(pin), staged: None } }))
+        Ok(Some(Made { meta, snapshot: Snapshot { manifest, pin: Some(pin), staged: None } }))
     }
 }
 
@@ -272,7 +283,7 @@ mod tests {
 
     impl StateMachine for Full {
         fn applied(&self) -> Option<LogPosition> {
-            None
+            Some(LogPosition { term: 1, index: 1 })
         }
         fn membership(&self) -> Bytes {
             Bytes::new()
@@ -291,7 +302,7 @@ mod tests {
             }
         }
         fn snapshot(&mut self) -> io::Result<(LogPosition, Manifest, Box<dyn Send + Sync>)> {
-            unreachable!("nobody asks for a snapshot")
+            Err(io::ErrorKind::StorageFull.into())
         }
         fn stage(&self, _: NodeId, _: LogPosition, _: Bytes, _: Manifest) -> Promise<'static, io::Result<Staged>> {
             unreachable!("nobody sends a snapshot")
@@ -319,6 +330,14 @@ mod tests {
         applying.await.expect("there is room in the end");
         assert!(!paused.paused());
         assert_eq!(paused.0.metrics.paused_groups.get(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_a_full_disk_does_not_take_is_no_ones_end() {
+        let (mut machine, _stopped) = machine(0);
+        machine.started();
+        let made = machine.get_current_snapshot().await.expect("no error").expect("a marker");
+        assert!(made.snapshot.is_marker());
     }
 
     #[tokio::test]

@@ -127,6 +127,10 @@ impl RaftNetworkV2<TypeConfig> for Client {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        if snapshot.snapshot.is_marker() {
+            let full = std::io::Error::other("this node's disk is full: the snapshot waits for room");
+            return Err(StreamingError::Unreachable(Unreachable::new(&full)));
+        }
         let request = wire::SnapshotRequest {
             vote: Some(convert::vote_to_wire(&vote)),
             meta: Some(convert::meta_to_wire(&snapshot.meta)),
