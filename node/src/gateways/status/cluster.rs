@@ -226,7 +226,7 @@ fn summary(view: &ClusterView) -> v1::ClusterStatus {
 fn underreplicated(view: &ClusterView, shard: ShardId) -> bool {
     let wanted = (view.registry.replication() as usize).min(view.registry.nodes().count());
     let moving = view.registry.shard(shard).is_some_and(|row| !row.target.is_empty());
-    let takes = |node: &NodeId| view.usable(*node) && !view.members.get(node).is_some_and(|member| member.disk_full);
+    let takes = |node: &NodeId| view.usable(*node) && view.has_room(*node);
     moving || view.replicas_of(shard).filter(takes).count() < wanted
 }
 
