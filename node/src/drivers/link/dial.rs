@@ -110,7 +110,7 @@ pub(super) async fn dial(inner: &Arc<Inner>, address: SocketAddr) -> Result<Peer
     if let Err(error) = &result {
         inner.metrics.dials_failed.inc();
         if let DialError::Namesake(reason) = error {
-            inner.namesake.refused(reason);
+            inner.refused_for_name(reason);
         }
         if let DialError::Refused(_, reason) | DialError::Namesake(reason) = error {
             inner.refuse(&format!("{address}: {reason}"));
@@ -214,8 +214,12 @@ async fn shake_hands(inner: &Arc<Inner>, incoming: quinn::Incoming) -> Result<()
 
 fn check(inner: &Inner, connection: &Connection, hello: &Hello) -> Result<Peer, Refusal> {
     let certified = hello::certified_name(connection);
-    hello::check(&inner.me, inner.cluster(), certified.as_deref(), connection.remote_address(), hello)
-        .map_err(|reason| if hello.node == inner.me.id.0 { Refusal::Namesake(reason) } else { Refusal::Other(reason) })
+    hello::check(&inner.me, inner.cluster(), certified.as_deref(), connection.remote_address(), hello).map_err(
+        |reason| match hello.node == inner.me.id.0 && !hello::is_itself(&inner.me, hello) {
+            true => Refusal::Namesake(reason),
+            false => Refusal::Other(reason),
+        },
+    )
 }
 
 async fn write_hello(inner: &Inner, send: &mut SendStream) -> Option<()> {

@@ -43,6 +43,11 @@ pub(super) fn certified_name(connection: &Connection) -> Option<String> {
     pki::name_of(chain.first()?)
 }
 
+/// Whether this node has dialled itself: a seed may be a name that leads to any node.
+pub(super) fn is_itself(me: &Me, hello: &Hello) -> bool {
+    hello.node == me.id.0 && hello.name == me.name && hello.generation == me.generation.0
+}
+
 /// Checks a peer's Hello against its certificate and this node.
 ///
 /// # Errors
@@ -75,7 +80,7 @@ pub(super) fn check(
         return Err("its node id is 0".into());
     }
     if hello.node == me.id.0 {
-        return Err(if hello.name == me.name && hello.generation == me.generation.0 {
+        return Err(if is_itself(me, hello) {
             "it is this node itself".into()
         } else {
             "it has this node's own id: two nodes run on copies of one data folder".into()

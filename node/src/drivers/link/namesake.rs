@@ -1,4 +1,4 @@
-//! Two nodes with one name: how the one that the others refuse comes to know.
+//! Two nodes with one name, or one data folder: how the one that the others refuse comes to know.
 
 use std::time::Duration;
 
@@ -37,6 +37,12 @@ impl Namesake {
             let first = refusals.as_ref().filter(|had| now - had.last < GAP).map_or(now, |had| had.first);
             *refusals = Some(Refusals { first, last: now, reason: reason.to_owned() });
         });
+    }
+
+    /// Whether no refusal has been counted.
+    #[cfg(test)]
+    pub(super) fn is_quiet(&self) -> bool {
+        self.refusals.borrow().is_none()
     }
 
     /// Resolves when this has gone on for so long that the other is there to stay; with what was said last.

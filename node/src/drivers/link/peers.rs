@@ -329,6 +329,15 @@ impl Inner {
         Err(Refusal::Namesake(format!("its name `{name}` is that of node {}, which answers", other.peer.id)))
     }
 
+    /// A peer says that another node has this one's name or folder. While any peer has a link with this one, it is the
+    /// other that is refused by most: a copy that runs at a third node's address must not end the real one.
+    pub(super) fn refused_for_name(&self, reason: &str) {
+        let slots: Vec<Arc<Slot>> = self.table().slots.values().cloned().collect();
+        if !slots.iter().filter_map(|slot| slot.current()).any(|link| !link.is_closed()) {
+            self.namesake.refused(reason);
+        }
+    }
+
     /// A link has ended. Answers whether it was the one in use and no other is left.
     pub(super) fn unlink(&self, slot: &Slot, link: &Arc<Link>) -> bool {
         lock(&slot.retired).retain(|other| !Arc::ptr_eq(other, link));

@@ -59,12 +59,12 @@ pub(super) async fn run(inner: Arc<Inner>, slot: Arc<Slot>, link: Arc<Link>) {
         }
     };
     watch.count(&inner, &link);
+    let alone = inner.unlink(&slot, &link);
     if let ConnectionError::ApplicationClosed(close) = &ended
         && close.error_code == code::NAMESAKE
     {
-        inner.namesake.refused(&String::from_utf8_lossy(&close.reason));
+        inner.refused_for_name(&String::from_utf8_lossy(&close.reason));
     }
-    let alone = inner.unlink(&slot, &link);
     tracing::info!(peer = link.peer.name, reason = %ended, in_use = alone, "link ended");
     // A node that stops has nothing to say of others.
     if !alone || slot.forgotten.is_cancelled() || inner.closing.is_cancelled() {

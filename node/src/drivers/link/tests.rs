@@ -291,8 +291,18 @@ async fn another_cluster_and_a_second_node_of_one_name_are_refused() {
     assert!(namesake.refused().await.contains("this node's own"));
     let namesake = Raw::connect(&ca, "n2", me(4, "n2", 1), a.at()).await;
     assert!(namesake.refused().await.contains("which answers"));
-    let namesake = node(&ca, 5, "n1").await.links.dial(a.at()).await;
-    assert!(matches!(&namesake, Err(LinkError::Refused(_, reason)) if reason.contains("two nodes")), "{namesake:?}");
+    let namesake = node(&ca, 5, "n1").await;
+    let refused = namesake.links.dial(a.at()).await;
+    assert!(matches!(&refused, Err(LinkError::Refused(_, reason)) if reason.contains("two nodes")), "{refused:?}");
+    assert!(!namesake.links.inner.namesake.is_quiet());
+    let itself = namesake.links.dial(namesake.at()).await;
+    assert!(matches!(&itself, Err(LinkError::Refused(_, reason)) if reason.contains("itself")), "{itself:?}");
+    let alone = node(&ca, 6, "n6").await;
+    assert!(alone.links.dial(alone.at()).await.is_err() && alone.links.inner.namesake.is_quiet());
+    // One that others have a link with is not ended by a refusal.
+    alone.links.dial(a.at()).await.expect("a link");
+    alone.links.inner.refused_for_name("a copy says so");
+    assert!(alone.links.inner.namesake.is_quiet());
     let copy = Raw::connect(&ca, "n3", me(1, "n3", 1), a.at()).await;
     assert!(copy.refused().await.contains("copies of one data folder"));
     let old = Raw::connect(&ca, "n2", me(2, "n2", 0), a.at()).await;
