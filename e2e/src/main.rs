@@ -5,6 +5,7 @@
 
 mod beside;
 mod drain;
+mod faults;
 mod flights;
 mod frame;
 mod full;
@@ -31,6 +32,8 @@ enum Check {
     Grpc(grpc::Args),
     /// All three nodes restarted in turn under calls and events: no error.
     Drain(drain::Args),
+    /// Odd faults, one after another: old folders, floods, exhausted descriptors, silent peers.
+    Faults(faults::Args),
     /// Disks that fill at once, one and then all: no node ends, nothing is lost, and all goes on when there is room.
     Full(full::Args),
 }
@@ -44,6 +47,7 @@ async fn main() -> ExitCode {
         Check::Flights(args) => flights::run(args).await.print(),
         Check::Grpc(args) => grpc::run(args).await.print(),
         Check::Drain(args) => drain::run(args).await.print(),
+        Check::Faults(args) => faults::run(args).await.print(),
         Check::Full(args) => full::run(args).await.print(),
     }
 }

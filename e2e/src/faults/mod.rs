@@ -1,0 +1,45 @@
+//! Odd faults, each on a cluster of real processes of its own: what must stay true, what must go on, what must be said.
+//!
+//! One check per file: `check` returns figures for the report's JSON line, or says what went wrong. A new check is a
+//! file, a `mod` line and a row of `CHECKS`.
+
+use std::pin::Pin;
+
+use anyhow::Result;
+use serde_json::Value;
+
+use crate::report::Report;
+
+type Checking = Pin<Box<dyn Future<Output = Result<Value>>>>;
+
+/// The checks, by name, in the order in which they run.
+const CHECKS: &[(&str, fn() -> Checking)] = &[];
+
+/// What the command line says.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Runs only these checks.
+    #[arg(long = "only", value_name = "NAME", value_parser = named())]
+    only: Vec<String>,
+}
+
+fn named() -> clap::builder::PossibleValuesParser {
+    CHECKS.iter().map(|(name, _)| *name).collect::<Vec<_>>().into()
+}
+
+/// Runs the checks one after another; one that fails does not hold up the rest.
+pub(crate) async fn run(args: Args) -> Report {
+    let mut report = Report::new("faults");
+    for (name, check) in CHECKS {
+        if !args.only.is_empty() && !args.only.iter().any(|only| only == name) {
+            continue;
+        }
+        let began = std::time::Instant::now();
+        match check().await {
+            Ok(figures) => report.figure(name, figures),
+            Err(error) => report.fail(format!("{name}: {error:#}")),
+        }
+        eprintln!("{name}: {:.1} s", began.elapsed().as_secs_f64());
+    }
+    report
+}
