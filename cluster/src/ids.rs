@@ -65,6 +65,24 @@ id!(
     Millis(i64), "{}"
 );
 
+/// One start of a node's process on its data folder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Start {
+    /// Raised in the folder before anything else is done with it.
+    pub generation: Generation,
+    /// Drawn at the start; 0: not known.
+    pub id: u64,
+}
+
+impl Start {
+    /// Whether a process of this start runs on an older copy of the folder that a process of start `known` has run on.
+    /// Each start raises the folder's generation, so another start of the same generation is one on a copy, too.
+    pub fn is_old(self, known: Start) -> bool {
+        let other = self.id != known.id && self.id != 0 && known.id != 0;
+        self.generation < known.generation || (self.generation == known.generation && other)
+    }
+}
+
 impl RaftGroup {
     /// The registry's group.
     pub const REGISTRY: RaftGroup = RaftGroup(0);
@@ -107,5 +125,27 @@ pub struct LogPosition {
 impl fmt::Display for LogPosition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.term, self.index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_is_old_after_a_newer_one_and_beside_one_of_its_generation() {
+        let start = |generation, id| Start { generation: Generation(generation), id };
+        let cases = [
+            (start(4, 1), start(3, 2), false),
+            (start(4, 1), start(4, 1), false),
+            (start(4, 1), start(4, 2), true),
+            (start(4, 1), start(4, 0), false),
+            (start(4, 0), start(4, 2), false),
+            (start(3, 1), start(4, 1), true),
+            (start(3, 0), start(4, 0), true),
+        ];
+        for (start, known, old) in cases {
+            assert_eq!(start.is_old(known), old, "{start:?} after {known:?}");
+        }
     }
 }

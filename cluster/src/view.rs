@@ -26,6 +26,8 @@ pub struct Member {
     pub version: String,
     /// Its disk is under the watermark: it refuses publishes, and should lead nothing that others can.
     pub disk_full: bool,
+    /// Replicas on it that are out of use until they are filled anew.
+    pub replicas_fenced: u32,
     /// Alive or not.
     pub state: MemberState,
 }
@@ -106,6 +108,11 @@ impl ClusterView {
         !self.members.get(&node).is_some_and(|member| member.disk_full)
     }
 
+    /// Whether a live node has replicas that are out of use.
+    pub fn any_fenced(&self) -> bool {
+        self.members.values().any(|member| member.state == MemberState::Alive && member.replicas_fenced > 0)
+    }
+
     /// Whether a majority of a shard's replicas have room for more events. True before it is planned.
     pub fn majority_has_room(&self, shard: ShardId) -> bool {
         let full = self.replicas_of(shard).filter(|node| !self.has_room(*node)).count();
@@ -180,6 +187,7 @@ mod tests {
             peer_address: String::new(),
             version: String::new(),
             disk_full: id == 3,
+            replicas_fenced: 0,
             state,
         };
         let members = [member(2, "n2", MemberState::Alive), member(3, "n3", MemberState::Suspect)];

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use weft_sdk::Client;
 
 /// How long a cluster may take to become healthy.
@@ -78,7 +80,7 @@ impl Cluster {
         let root = self.dir.path();
         let expect = self.nodes.len().to_string();
         let seeds: Vec<String> = self.nodes.iter().map(|node| node.peer.clone()).collect();
-        let folder = self.folders.get(index).cloned().unwrap_or_else(|| root.join(&self.nodes[index].name));
+        let folder = self.folder(index);
         let node = &mut self.nodes[index];
         let log = OpenOptions::new().create(true).append(true).open(root.join(format!("{}.log", node.name)))?;
         let mut command = Command::new(binary()?);
@@ -140,6 +142,46 @@ impl Cluster {
                 None => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
+    }
+
+    /// Waits until a node has ended by itself; returns its exit code.
+    ///
+    /// # Errors
+    /// It runs on for `patience`, or was ended by a signal.
+    pub async fn ended(&mut self, index: usize, patience: Duration) -> Result<i32> {
+        let node = &mut self.nodes[index];
+        let process = node.process.as_mut().context("the node was started")?;
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(status) = process.try_wait()? {
+                node.process = None;
+                return status.code().with_context(|| format!("{} was ended by a signal", node.name));
+            }
+            if Instant::now() > deadline {
+                bail!("{} still runs after {patience:?}", node.name);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// A node's data folder.
+    pub fn folder(&self, index: usize) -> PathBuf {
+        self.folders.get(index).cloned().unwrap_or_else(|| self.dir.path().join(&self.nodes[index].name))
+    }
+
+    /// What a node has logged, over all its starts.
+    pub fn log(&self, index: usize) -> Result<String> {
+        let path = self.dir.path().join(format!("{}.log", self.nodes[index].name));
+        fs::read_to_string(path).context("read a node's log")
+    }
+
+    /// What a node's admin port says of it.
+    pub async fn metrics(&self, index: usize) -> Result<String> {
+        let mut stream = TcpStream::connect(&self.nodes[index].admin).await.context("connect to the admin port")?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: node\r\nconnection: close\r\n\r\n").await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.context("read the metrics")?;
+        Ok(text)
     }
 
     /// Waits until a live node says that every shard has an owner and every replica is caught up.

@@ -39,7 +39,7 @@ use crate::gateways::peer::Peer;
 use crate::gateways::proxy::{self, Proxy};
 use crate::gateways::services::{self, Services};
 use crate::gateways::status::{Drivers, Status};
-use crate::host::{Host, Listener, Tasks};
+use crate::host::{Host, Listener, Promise, Tasks};
 use crate::telemetry::{Metrics, VERSION};
 
 /// How long tasks may take to notice that they are cancelled.
@@ -127,6 +127,12 @@ impl Node {
         let links = Links::start(host.clone(), config.link.clone(), bind, hello, credentials, &tasks)
             .await
             .with_context(|| format!("open links on {bind}"))?;
+        let keeping = storage.clone();
+        let keep = move |starts| -> Promise<'static, ()> {
+            let storage = keeping.clone();
+            Box::pin(async move { storage.keep_starts(starts).await })
+        };
+        links.remember(storage.starts().await, Arc::new(keep));
         let seeds = config.node.seeds.clone();
         let (full, of_gossip) = (storage.full_watch(), config.gossip.clone());
         let gossip = Gossip::start(host.clone(), of_gossip, links.clone(), seeds.clone(), full, &tasks);
@@ -142,6 +148,7 @@ impl Node {
             config: config.raft.clone(),
         })
         .await;
+        gossip.tell_fenced(rafts.fenced_count(), &tasks);
         let view = registry.view();
         let shards = Shards::start(
             host.clone(),
@@ -320,6 +327,7 @@ fn record(config: &Config, name: &str, identity: &Identity, doors: &Doors) -> No
         name: name.to_owned(),
         zone: config.node.zone.clone(),
         generation: identity.generation.0,
+        start: identity.start,
         client_address: doors.client_address.clone(),
         peer_address: doors.peer_address.to_string(),
         weight: config.node.weight,
@@ -336,6 +344,7 @@ fn hello(config: &Config, me: &NodeRecord, identity: &Identity, doors: &Doors) -
         name: me.name.clone(),
         zone: config.node.zone.clone(),
         generation: identity.generation,
+        start: identity.start,
         secret: identity.secret,
         cluster: identity.cluster.unwrap_or(0),
         client_address: doors.client_address.clone(),

@@ -56,6 +56,9 @@ pub struct Cluster<'a> {
 /// Nodes whose `run` has returned, with what it said.
 type Ended = Arc<Mutex<Vec<(usize, String)>>>;
 
+/// The files of a data folder, by name.
+type Files = Vec<(PathBuf, Vec<u8>)>;
+
 /// What the harness has put off.
 enum Due {
     Start(usize),
@@ -68,6 +71,13 @@ enum Due {
     Bounce(usize),
     Unfail(usize),
     Unfill(usize),
+    /// A copy of a disk takes its place.
+    Restore {
+        node: usize,
+        copy: Files,
+        away: Duration,
+        forged: bool,
+    },
     Fault(Fault),
 }
 
@@ -205,6 +215,11 @@ impl<'a> Cluster<'a> {
         self.note(&format!("{} ended: {reason}", self.controls[node].name));
         self.stop(node);
         self.restarts[node] += 1;
+        if reason.contains("is an old copy") {
+            // What an operator does who reads it.
+            self.note(&format!("{} is given an empty folder", self.controls[node].name));
+            self.controls[node].disk.clear(DATA.as_ref());
+        }
         if !self.is_broken(node) {
             self.later(RESTART, Due::Start(node));
         }
@@ -249,6 +264,7 @@ impl<'a> Cluster<'a> {
             Due::Latency(node) => self.set_latency(node, LATENCY.1),
             Due::Unslow(node) => self.controls[node].disk.set_faults(|faults| faults.slow = Duration::ZERO),
             Due::Bounce(instance) => self.sim.bounce(self.instances[instance]),
+            Due::Restore { node, copy, away, forged } => self.restore(node, &copy, away, forged),
             Due::Unhang(node) => self.controls[node].disk.set_faults(|faults| faults.hangs = false),
             Due::Unfail(node) => self.controls[node].disk.set_faults(|faults| faults.fails = false),
             Due::Unfill(node) => self.controls[node].disk.set_faults(|faults| {
@@ -329,6 +345,10 @@ impl<'a> Cluster<'a> {
                 self.set_latency(Some(node), up_to);
                 self.later(lasts, Due::Latency(Some(node)));
             }
+            Fault::OldDisk { node, later, away, forged } => {
+                let copy = self.data_of(node);
+                self.later(later, Due::Restore { node, copy, away, forged });
+            }
             Fault::Clock { node, by_ms } => {
                 self.controls[node].skew_ms.fetch_add(by_ms, Ordering::Relaxed);
             }
@@ -373,6 +393,28 @@ impl<'a> Cluster<'a> {
         self.later(RESTART, Due::Start(node));
     }
 
+    fn data_of(&self, node: usize) -> Files {
+        let disk = &self.controls[node].disk;
+        let files = disk.files().into_iter().filter(|(path, _)| path.starts_with(DATA));
+        files.filter_map(|(path, _)| Some((path.clone(), disk.contents(&path).ok()?))).collect()
+    }
+
+    /// The data folder is as it was when it was copied.
+    fn restore(&mut self, node: usize, copy: &Files, away: Duration, forged: bool) {
+        if !self.down[node] {
+            self.stop(node);
+            self.later(away, Due::Start(node));
+        }
+        self.note(&format!("{} has an old disk", self.controls[node].name));
+        let disk = &self.controls[node].disk;
+        let kept: Files = self.data_of(node).into_iter().filter(|(path, _)| forged && tells_starts(path)).collect();
+        disk.clear(DATA.as_ref());
+        let back = copy.iter().filter(|(path, _)| !forged || !tells_starts(path)).chain(&kept);
+        for (path, bytes) in back {
+            disk.place(path, bytes).expect("a file can be placed");
+        }
+    }
+
     fn set_loss(&mut self, lost: u32, doubled: u32) {
         for control in &self.controls {
             control.loss_per_mille.store(lost, Ordering::Relaxed);
@@ -398,6 +440,11 @@ impl<'a> Cluster<'a> {
             }
         }
     }
+}
+
+/// Whether a file says how often the node has started.
+fn tells_starts(path: &std::path::Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("FORMAT"))
 }
 
 /// One life of a node: runs until it is killed, or tells the harness that it has ended.

@@ -297,6 +297,16 @@ impl SimDisk {
         Ok(())
     }
 
+    /// Removes all that is below a folder, durably. No process may use it.
+    pub fn clear(&self, folder: &Path) {
+        let mut state = self.state();
+        for name in state.below(folder) {
+            state.names.remove(&name);
+        }
+        // Who may have changed what matters no more.
+        state.unsynced.clear();
+    }
+
     /// File syncs so far.
     pub fn syncs(&self) -> u64 {
         self.state().syncs

@@ -105,6 +105,9 @@ pub enum Fault {
     SlowDisk { node: usize, by: Duration, lasts: Duration },
     /// Messages from and to a node take up to this long.
     SlowLinks { node: usize, up_to: Duration, lasts: Duration },
+    /// A node's disk is copied, and `later` the copy takes the disk's place, while the process is down for `away`. With
+    /// `forged` the copy keeps the newest number of starts, so that nobody can tell.
+    OldDisk { node: usize, later: Duration, away: Duration, forged: bool },
     /// A node's wall clock jumps.
     Clock { node: usize, by_ms: i64 },
 }
@@ -128,6 +131,7 @@ impl Fault {
             Fault::BitFlip { .. } | Fault::RottenSegments { .. } | Fault::Join { .. } | Fault::Stop { .. } => {
                 Duration::from_secs(1)
             }
+            Fault::OldDisk { later, away, .. } => *later + *away,
             Fault::Clock { .. } => Duration::ZERO,
         }
     }
@@ -160,6 +164,9 @@ impl Plan {
         // Dice of their own, so that the other seeds stay what they were.
         if seed % 4 == 3 {
             plan.draw_disk_faults(&mut StdRng::seed_from_u64(seed ^ 0xD15C));
+        }
+        if seed % 8 == 5 {
+            plan.draw_old_disk(&mut StdRng::seed_from_u64(seed ^ 0x01D));
         }
         if seed.is_multiple_of(2) {
             plan.draw_instance_faults(&mut StdRng::seed_from_u64(seed ^ 0xCA11));
@@ -216,6 +223,17 @@ impl Plan {
             };
             self.faults.push((at, fault));
         }
+        self.faults.sort_by_key(|(at, _)| *at);
+    }
+
+    /// A node comes back with an earlier state of its disk, and has started anew in between.
+    fn draw_old_disk(&mut self, dice: &mut StdRng) {
+        let node = dice.random_range(0..self.nodes);
+        let at = Duration::from_millis(dice.random_range(500..5_000));
+        let later = Duration::from_millis(dice.random_range(4_000..8_000));
+        let away = Duration::from_millis(dice.random_range(100..1_000));
+        self.faults.push((at, Fault::OldDisk { node, later, away, forged: false }));
+        self.faults.push((at + later / 4, Fault::Kill { node, away: away / 2 }));
         self.faults.sort_by_key(|(at, _)| *at);
     }
 

@@ -16,11 +16,12 @@ const SEEDS_CI: &str = "0..20";
 /// Seeds that `proof` runs.
 const SEEDS_PROOF: &str = "0..500";
 /// The end-to-end checks, each with the ways to break it; each of those must make it fail.
-const CHECKS: [(&str, &[&str]); 4] = [
+const CHECKS: [(&str, &[&str]); 5] = [
     ("flights", &["drop", "swap", "duplicate"]),
     ("grpc", &["twice", "metadata", "data"]),
     ("drain", &["abrupt"]),
     ("full", &["stay"]),
+    ("faults", &[]),
 ];
 
 /// What CI runs, stage by stage; stops at the first that fails.
@@ -57,6 +58,8 @@ pub(crate) fn proof() -> Result<()> {
             })?;
         }
     }
+    report
+        .stage("e2e damaged folders", || run_built("weft-e2e", "debug", &["faults", "--only", "damaged-folder-all"]))?;
     report.print("proof");
     Ok(())
 }

@@ -58,6 +58,7 @@ mod tests {
             peer_address: format!("10.0.0.{id}:9080"),
             version: String::new(),
             disk_full: false,
+            replicas_fenced: 0,
             state,
         };
         let members = [

@@ -111,6 +111,7 @@ mod tests {
             peer_address: String::new(),
             version: String::new(),
             disk_full: false,
+            replicas_fenced: 0,
             state: *state,
         };
         let registry = RegistryState {

@@ -16,6 +16,7 @@ use imbl::{OrdMap, OrdSet, Vector};
 use weft_proto::internal::v1::{GroupRecord, InstanceRecord, NodeRecord, ProducerRecord, ShardRecord, TopicRecord};
 
 pub use codec::StateError;
+pub use nodes::start_of;
 pub use services::{Service, check_put};
 
 use crate::ids::{GroupId, InstanceId, LogPosition, Millis, NodeId, PartitionId, ShardId, TopicId};

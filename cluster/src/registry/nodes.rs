@@ -13,7 +13,7 @@ use super::limits::{
 };
 use super::{State, names};
 use crate::errors::error;
-use crate::ids::NodeId;
+use crate::ids::{Generation, NodeId, Start};
 
 impl State {
     /// Founds the cluster. The records' registry replica ids are 1..=k for the k first voters, 0 for others.
@@ -234,11 +234,18 @@ fn check_renewal(known: &NodeRecord, node: &NodeRecord) -> Result<(), Error> {
         );
         return Err(error(ErrorCode::NodeRefused, message));
     }
-    if node.generation < known.generation {
-        return Err(not_now(format!(
-            "start {} of node {:?} is over: its start {} is registered",
+    if start_of(node).is_old(start_of(known)) {
+        let message = format!(
+            "start {} of node {:?} is over, its start {} is registered: its data folder is an old copy, without what \
+             the node has acknowledged since; start it with an empty folder, and its replicas come back under new ids",
             node.generation, node.name, known.generation
-        )));
+        );
+        return Err(error(ErrorCode::NodeRefused, message));
     }
     Ok(())
+}
+
+/// Which start of its node a record tells of.
+pub fn start_of(node: &NodeRecord) -> Start {
+    Start { generation: Generation(node.generation), id: node.start }
 }

@@ -171,8 +171,14 @@ fn a_name_with_a_new_folder_supersedes_the_old_one() {
     assert_eq!(log.state.node(NodeId(2)).expect("renewed").registry_replica_id, 2, "a renewal keeps the seat");
     log.refused_with(
         register(NodeRecord { generation: 3, ..node(2, "n2", "b") }),
-        ErrorCode::FailedPrecondition,
+        ErrorCode::NodeRefused,
         "start 3 of node \"n2\" is over",
+    );
+    log.ok(register(NodeRecord { generation: 5, start: 50, ..node(2, "n2", "b") }));
+    log.refused_with(
+        register(NodeRecord { generation: 5, start: 51, ..node(2, "n2", "b") }),
+        ErrorCode::NodeRefused,
+        "old copy",
     );
     log.refused_with(register(node(2, "other", "b")), ErrorCode::NodeRefused, "belongs to node \"n2\"");
     log.ok(register(node(22, "n2", "b")));

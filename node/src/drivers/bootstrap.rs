@@ -45,6 +45,11 @@ pub(super) async fn run(context: Arc<Context>) {
              (node.name, with a certificate for it and an empty folder)",
             context.record.name
         ),
+        reason = context.links.outdated() => format!(
+            "NODE_REFUSED: the data folder of `{}` is an old copy ({reason}): it lacks what the node has acknowledged since. Start \
+             `{}` with an empty folder; its replicas come back under new ids, filled by the others",
+            context.record.name, context.record.name
+        ),
     };
     context.tasks.give_up(why);
 }

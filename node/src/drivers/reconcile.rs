@@ -80,6 +80,8 @@ pub(super) async fn run(context: Arc<Context>) {
 async fn round(context: &Arc<Context>, state: &Arc<State>, memory: &mut Memory) -> io::Result<()> {
     let view = context.registry.view().borrow().clone();
     let draining = *context.draining.borrow();
+    context.tell_starts(state);
+    context.fence_forgetful().await;
     fence(context, &view).await;
     heal(context, state, &view, memory).await?;
     create(context, state, memory).await?;

@@ -7,5 +7,6 @@ mod instances;
 mod lagging;
 mod loops;
 mod observers;
+mod old_disks;
 mod scenarios;
 mod slow;

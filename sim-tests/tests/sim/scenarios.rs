@@ -17,7 +17,7 @@ pub(crate) fn plan(seed: u64, storm: Duration, faults: Vec<(Duration, Fault)>) -
 }
 
 /// On a thread of its own, since the seed belongs to the thread.
-fn play(plan: Plan) -> Verdict {
+pub(crate) fn play(plan: Plan) -> Verdict {
     let verdict = std::thread::spawn(move || run(&plan, &Outputs::default())).join().expect("the simulation ends");
     verdict.expect("no file is involved")
 }

@@ -27,6 +27,8 @@ pub(super) struct Card {
     pub(super) version: String,
     /// Its disk is under the watermark.
     pub(super) disk_full: bool,
+    /// Replicas on it that are out of use.
+    pub(super) replicas_fenced: u32,
     /// It leaves in order.
     pub(super) leaving: bool,
 }
@@ -111,6 +113,7 @@ mod tests {
             client_address: String::new(),
             version: String::new(),
             disk_full: false,
+            replicas_fenced: 0,
             leaving: false,
         }
     }

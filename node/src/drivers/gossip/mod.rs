@@ -80,6 +80,20 @@ impl Gossip {
         Gossip { inputs, members, metrics }
     }
 
+    /// Tells all members how many replicas on this node are out of use, at each change.
+    pub fn tell_fenced(&self, mut fenced: watch::Receiver<u32>, tasks: &Tasks) {
+        let inputs = self.inputs.clone();
+        fenced.mark_changed();
+        tasks.spawn("gossip fenced", async move {
+            while fenced.changed().await.is_ok() {
+                let count = *fenced.borrow_and_update();
+                if inputs.send(Input::Fenced(count)).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
     /// Hands over a packet from a link. Never blocks; dropped if the queue is full.
     pub fn receive(&self, from: SocketAddr, packet: Bytes) {
         if self.inputs.try_send(Input::Packet(from, packet)).is_err() {

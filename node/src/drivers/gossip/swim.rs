@@ -37,6 +37,8 @@ pub(super) enum Input {
     Packet(SocketAddr, Bytes),
     /// Where seeds have answered.
     Seeds(Vec<SocketAddr>),
+    /// How many replicas on this node are out of use now.
+    Fenced(u32),
     /// Leave in order; answered when that is sent.
     Leave(oneshot::Sender<()>),
 }
@@ -116,6 +118,7 @@ impl Swim {
             client_address: me.client_address.clone(),
             version: me.version.clone(),
             disk_full: false,
+            replicas_fenced: 0,
             leaving: false,
         };
         let shelf = Shelf::default();
@@ -191,6 +194,11 @@ impl Swim {
             _ if self.left => {}
             Input::Packet(from, packet) => self.on_packet(from, packet),
             Input::Seeds(addresses) => self.announce(&addresses),
+            Input::Fenced(count) => {
+                if count != self.card.replicas_fenced {
+                    self.revise(|card| card.replicas_fenced = count);
+                }
+            }
             Input::Leave(done) => {
                 self.leave();
                 let _ = done.send(());
@@ -430,6 +438,8 @@ impl Swim {
             true => MemberState::Alive,
             false => MemberState::Down,
         };
+        // What is said of an earlier start is over.
+        let present = card.generation == identity.generation;
         Some(Member {
             id: identity.node,
             name: card.name,
@@ -438,7 +448,8 @@ impl Swim {
             client_address: card.client_address,
             peer_address: identity.address.to_string(),
             version: card.version,
-            disk_full: card.disk_full && card.generation == identity.generation,
+            disk_full: card.disk_full && present,
+            replicas_fenced: if present { card.replicas_fenced } else { 0 },
             state,
         })
     }
@@ -446,7 +457,17 @@ impl Swim {
     fn myself(&self) -> Member {
         let Me { id, name, zone, generation, client_address, peer_address, version, .. } = self.me.clone();
         let state = if self.card.leaving { MemberState::Left } else { MemberState::Alive };
-        let (peer_address, disk_full) = (peer_address.to_string(), self.card.disk_full);
-        Member { id, name, zone, generation, client_address, peer_address, version, disk_full, state }
+        Member {
+            id,
+            name,
+            zone,
+            generation,
+            client_address,
+            peer_address: peer_address.to_string(),
+            version,
+            disk_full: self.card.disk_full,
+            replicas_fenced: self.card.replicas_fenced,
+            state,
+        }
     }
 }

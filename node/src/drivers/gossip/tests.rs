@@ -46,6 +46,7 @@ impl Node {
             name,
             zone: format!("z{id}"),
             generation: Generation(generation),
+            start: 0,
             secret: [id as u8; 32],
             cluster: 0,
             client_address: format!("client:{id}"),

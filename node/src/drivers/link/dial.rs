@@ -39,6 +39,8 @@ pub(super) enum DialError {
     Refused(NodeId, String),
     /// The peer refused this node: a node of its name is there and answers.
     Namesake(String),
+    /// The peer refused this node: it has met a newer start of it.
+    Outdated(String),
 }
 
 /// Keeps a link to a peer up for as long as it is known.
@@ -65,7 +67,7 @@ pub(super) async fn keep(inner: Arc<Inner>, slot: Arc<Slot>) {
         let least = match result {
             Ok(peer) if peer.id == slot.id => continue,
             Ok(_) => REFUSED_PAUSE,
-            Err(DialError::Refused(..) | DialError::Namesake(_)) => REFUSED_PAUSE,
+            Err(DialError::Refused(..) | DialError::Namesake(_) | DialError::Outdated(_)) => REFUSED_PAUSE,
             Err(DialError::Failed(reason)) => {
                 tracing::debug!(node = %slot.id, %address, reason, "dial failed");
                 Duration::ZERO
@@ -112,7 +114,10 @@ pub(super) async fn dial(inner: &Arc<Inner>, address: SocketAddr) -> Result<Peer
         if let DialError::Namesake(reason) = error {
             inner.refused_for_name(reason);
         }
-        if let DialError::Refused(_, reason) | DialError::Namesake(reason) = error {
+        if let DialError::Outdated(reason) = error {
+            inner.ledger.over(&format!("{address}: {reason}"));
+        }
+        if let DialError::Refused(_, reason) | DialError::Namesake(reason) | DialError::Outdated(reason) = error {
             inner.refuse(&format!("{address}: {reason}"));
         }
     }
@@ -149,6 +154,7 @@ async fn dial_now(inner: &Arc<Inner>, address: SocketAddr) -> Result<Peer, DialE
         DialError::Refused(NodeId(hello.node), refusal.reason().to_owned())
     };
     let peer = check(inner, &connection, &hello).map_err(refuse)?;
+    inner.admit(&peer).await.map_err(refuse)?;
     let link = Arc::new(Link::new(connection.clone(), peer.clone(), hello.cluster_id, true, &inner.metrics));
     inner.clock_heard(&link, hello.wall_ms);
     inner.register(link).map_err(refuse)?;
@@ -204,6 +210,7 @@ async fn shake_hands(inner: &Arc<Inner>, incoming: quinn::Incoming) -> Result<()
         refusal.reason().to_owned()
     };
     let peer = check(inner, &connection, &hello).map_err(refuse)?;
+    inner.admit(&peer).await.map_err(refuse)?;
     let link = Arc::new(Link::new(connection.clone(), peer, hello.cluster_id, false, &inner.metrics));
     inner.clock_heard(&link, hello.wall_ms);
     inner.register(link).map_err(refuse)?;
@@ -255,6 +262,9 @@ fn why(error: ConnectionError) -> DialError {
         ConnectionError::ApplicationClosed(close) if close.error_code == code::NAMESAKE => {
             DialError::Namesake(String::from_utf8_lossy(&close.reason).into_owned())
         }
+        ConnectionError::ApplicationClosed(close) if close.error_code == code::OLD => {
+            DialError::Outdated(String::from_utf8_lossy(&close.reason).into_owned())
+        }
         error => match certificate(&error) {
             Some(reason) => DialError::Refused(NodeId(0), reason),
             None => DialError::Failed(error.to_string()),
@@ -303,7 +313,7 @@ impl From<DialError> for LinkError {
         match error {
             DialError::Failed(_) => LinkError::NotSent(NodeId(0)),
             DialError::Refused(node, reason) => LinkError::Refused(node, reason),
-            DialError::Namesake(reason) => LinkError::Refused(NodeId(0), reason),
+            DialError::Namesake(reason) | DialError::Outdated(reason) => LinkError::Refused(NodeId(0), reason),
         }
     }
 }

@@ -34,6 +34,7 @@ pub(super) fn mine(me: &Me, cluster: u64) -> Hello {
         client_address: me.client_address.clone(),
         peer_address: me.peer_address.to_string(),
         wall_ms: 0,
+        start: me.start,
     }
 }
 
@@ -45,7 +46,7 @@ pub(super) fn certified_name(connection: &Connection) -> Option<String> {
 
 /// Whether this node has dialled itself: a seed may be a name that leads to any node.
 pub(super) fn is_itself(me: &Me, hello: &Hello) -> bool {
-    hello.node == me.id.0 && hello.name == me.name && hello.generation == me.generation.0
+    hello.node == me.id.0 && hello.name == me.name && hello.generation == me.generation.0 && hello.start == me.start
 }
 
 /// Checks a peer's Hello against its certificate and this node.
@@ -99,6 +100,7 @@ pub(super) fn check(
         name: hello.name.clone(),
         zone: hello.zone.clone(),
         generation: Generation(hello.generation),
+        start: hello.start,
         client_address: hello.client_address.clone(),
         peer_address,
     })

@@ -15,7 +15,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use weft_cluster::ids::{Generation, NodeId};
+use weft_cluster::ids::{Generation, NodeId, Start};
 
 use crate::drivers::pki::Credentials;
 use crate::host::{Host, Listener, Promise, SocketBuffers, Tasks};
@@ -30,6 +30,7 @@ mod metrics;
 mod namesake;
 mod peers;
 mod serve;
+mod starts;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -40,6 +41,7 @@ pub use config::{LinkConfig, MTU_MAX, MTU_MIN};
 pub use frame::{FrameReceiver, FrameSender};
 use metrics::Metrics;
 use peers::{Link, Table, code};
+pub use starts::{KeepStarts, Starts};
 
 /// The first byte of a bidirectional stream; the lane follows.
 const KIND_HELLO: u8 = 0;
@@ -65,6 +67,8 @@ pub struct Me {
     pub zone: String,
     /// Grows at each start.
     pub generation: Generation,
+    /// Drawn at each start; 0: not told.
+    pub start: u64,
     /// `storage::Identity::secret`, for stable QUIC reset keys.
     pub secret: [u8; 32],
     /// The cluster; 0 while the node is empty. `Links::join` sets it later.
@@ -109,10 +113,19 @@ pub struct Peer {
     pub zone: String,
     /// Grows at each of its starts.
     pub generation: Generation,
+    /// Drawn at its start; 0: not told.
+    pub start: u64,
     /// Where clients reach it, host:port.
     pub client_address: String,
     /// Where links reach it.
     pub peer_address: SocketAddr,
+}
+
+impl Peer {
+    /// Its present start.
+    fn begun(&self) -> Start {
+        Start { generation: self.generation, id: self.start }
+    }
 }
 
 /// Why a request over a link has no answer.
@@ -220,6 +233,7 @@ struct Inner {
     metrics: Metrics,
     clock: clock::Clock,
     namesake: namesake::Namesake,
+    ledger: starts::Ledger,
     table: Mutex<Table>,
     verdicts: watch::Sender<Arc<Verdicts>>,
     door: watch::Sender<Option<Arc<dyn Inbound>>>,
@@ -268,6 +282,7 @@ impl Links {
             metrics,
             clock: clock::Clock::new(),
             namesake: namesake::Namesake::new(),
+            ledger: starts::Ledger::new(),
             table: Mutex::default(),
             verdicts: watch::Sender::default(),
             door: watch::Sender::new(None),
@@ -411,6 +426,22 @@ impl Links {
     /// Resolves when peers have refused this node for 10 s because another of its name answers them; with what they say.
     pub async fn doubled(&self) -> String {
         self.inner.namesake.stays().await
+    }
+
+    /// Takes the starts of peers that this node's disk remembers, and has new ones written there before their nodes are
+    /// let in. Call it before `serve`.
+    pub fn remember(&self, starts: Starts, keep: KeepStarts) {
+        self.inner.remember(starts, keep);
+    }
+
+    /// Tells of starts that others have met; links to nodes whose start is over end.
+    pub fn met(&self, starts: impl IntoIterator<Item = (NodeId, Start)>) {
+        self.inner.met(starts);
+    }
+
+    /// Resolves when a peer refuses this node because it has met a newer start of it: this node's folder is an old copy.
+    pub async fn outdated(&self) -> String {
+        self.inner.ledger.is_over().await
     }
 
     /// A peer says that `node` is dead: ask it at once (three pings 20 ms apart) instead of waiting.

@@ -38,6 +38,8 @@ pub(super) mod code {
     pub(in super::super) const FORGOTTEN: VarInt = VarInt::from_u32(6);
     /// The peer is refused: a node of its name is there and answers. The reason says which.
     pub(in super::super) const NAMESAKE: VarInt = VarInt::from_u32(7);
+    /// The peer is refused: a newer start of it is known. The reason says which.
+    pub(in super::super) const OLD: VarInt = VarInt::from_u32(8);
 }
 
 /// One connection to a peer whose Hello was accepted.
@@ -193,12 +195,14 @@ pub(super) struct Table {
 pub(super) enum Refusal {
     /// A node of its name is there and answers.
     Namesake(String),
+    /// It runs on an old copy of its folder.
+    Old(String),
     Other(String),
 }
 
 impl Refusal {
     pub(super) fn reason(&self) -> &str {
-        let (Refusal::Namesake(reason) | Refusal::Other(reason)) = self;
+        let (Refusal::Namesake(reason) | Refusal::Old(reason) | Refusal::Other(reason)) = self;
         reason
     }
 
@@ -206,6 +210,7 @@ impl Refusal {
     pub(super) fn code(&self) -> VarInt {
         match self {
             Refusal::Namesake(_) => code::NAMESAKE,
+            Refusal::Old(_) => code::OLD,
             Refusal::Other(_) => code::REFUSED,
         }
     }
@@ -261,12 +266,6 @@ impl Inner {
     /// The peer must be refused, for the reason given.
     pub(super) fn register(self: &Arc<Self>, link: Arc<Link>) -> Result<(), Refusal> {
         let (id, generation) = (link.peer.id, link.peer.generation);
-        let known = self.verdicts.borrow().get(&id).map(|(generation, _)| *generation);
-        if let Some(newer) = known.filter(|known| *known > generation) {
-            return Err(Refusal::Other(format!(
-                "its generation {generation} is older than {newer}, which was here before: an old copy?"
-            )));
-        }
         self.check_name(&link)?;
         let slot =
             self.learn(id, link.peer.peer_address).ok_or_else(|| Refusal::Other("too many peers are known".into()))?;
@@ -415,6 +414,7 @@ impl Inner {
         };
         let Some(slot) = slot else { return };
         self.clock.forget(node);
+        self.forget_start(node);
         slot.forgotten.cancel();
         let current = slot.current();
         for link in current.into_iter().chain(lock(&slot.retired).drain(..)) {

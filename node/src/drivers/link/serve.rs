@@ -65,6 +65,11 @@ pub(super) async fn run(inner: Arc<Inner>, slot: Arc<Slot>, link: Arc<Link>) {
     {
         inner.refused_for_name(&String::from_utf8_lossy(&close.reason));
     }
+    if let ConnectionError::ApplicationClosed(close) = &ended
+        && close.error_code == code::OLD
+    {
+        inner.ledger.over(&format!("{}: {}", link.peer.name, String::from_utf8_lossy(&close.reason)));
+    }
     tracing::info!(peer = link.peer.name, reason = %ended, in_use = alone, "link ended");
     // A node that stops has nothing to say of others.
     if !alone || slot.forgotten.is_cancelled() || inner.closing.is_cancelled() {

@@ -97,6 +97,7 @@ fn me(id: u64, name: &str, generation: u64) -> Me {
         name: name.into(),
         zone: "a".into(),
         generation: Generation(generation),
+        start: 0,
         secret: [id as u8; 32],
         cluster: 7,
         client_address: "127.0.0.1:1".into(),
@@ -306,7 +307,39 @@ async fn another_cluster_and_a_second_node_of_one_name_are_refused() {
     let copy = Raw::connect(&ca, "n3", me(1, "n3", 1), a.at()).await;
     assert!(copy.refused().await.contains("copies of one data folder"));
     let old = Raw::connect(&ca, "n2", me(2, "n2", 0), a.at()).await;
-    assert!(old.refused().await.contains("older than 1"));
+    assert!(old.refused().await.contains("its start 1 was here before, this is start 0"));
+}
+
+#[tokio::test]
+async fn an_old_copy_of_a_folder_is_refused_and_told() {
+    let ca = authority();
+    let of = |generation, start| Me { start, ..me(2, "n2", generation) };
+    let (kept, mut keeping) = mpsc::unbounded_channel();
+    let keep: KeepStarts = Arc::new(move |starts| {
+        let kept = kept.clone();
+        Box::pin(async move { drop(kept.send(starts)) })
+    });
+    let a = node(&ca, 1, "n1").await;
+    a.links.remember([(NodeId(2), Start { generation: Generation(3), id: 30 })].into(), keep);
+    assert_eq!(keeping.recv().await.expect("kept")[&NodeId(2)].id, 30);
+    let before = Raw::connect(&ca, "n2", of(2, 20), a.at()).await;
+    assert!(before.refused().await.contains("its start 3 was here before, this is start 2"));
+    let beside = Raw::connect(&ca, "n2", of(3, 31), a.at()).await;
+    assert!(beside.refused().await.contains("another start 3 of it was here before"));
+    let same = Raw::connect(&ca, "n2", of(3, 30), a.at()).await;
+    assert!(same.accepted().await);
+    let newer = Raw::connect(&ca, "n2", of(4, 40), a.at()).await;
+    assert!(newer.accepted().await);
+    // On the disk before it was let in.
+    assert_eq!(keeping.try_recv().expect("kept")[&NodeId(2)].generation, Generation(4));
+    // What the registry says ends a link that is there.
+    a.links.met([(NodeId(2), Start { generation: Generation(5), id: 50 })]);
+    assert!(newer.refused().await.contains("its start 5 was here before"));
+    let copy = started(&ca, of(4, 41), 0).await.expect("links start");
+    let refused = copy.links.dial(a.at()).await;
+    assert!(matches!(&refused, Err(LinkError::Refused(_, why)) if why.contains("start 5")), "{refused:?}");
+    let told = tokio::time::timeout(PATIENCE, copy.links.outdated()).await.expect("it knows that its start is over");
+    assert!(told.contains("its start 5 was here before, this is start 4"), "{told}");
 }
 
 #[tokio::test]

@@ -139,8 +139,8 @@ pub(super) fn entry_from_log(entry: &LogEntry) -> io::Result<Entry> {
     Ok(Entry { log_id: log_id(entry.at), payload: payload_from_bytes(&entry.payload)? })
 }
 
-/// Encodes `RaftRequest { group, from, to, append }` without copying large payloads.
-pub(super) fn append_to_parts(group: u64, from: u64, to: u64, request: &AppendEntriesRequest<TypeConfig>) -> Parts {
+/// Encodes a `RaftRequest` of `envelope`, which has no request, and an append, without copying large payloads.
+pub(super) fn append_to_parts(envelope: &wire::RaftRequest, request: &AppendEntriesRequest<TypeConfig>) -> Parts {
     let vote = vote_to_wire(&request.vote);
     let prev = request.prev_log_id.as_ref().map(log_id_to_wire);
     let commit = request.leader_commit.as_ref().map(log_id_to_wire);
@@ -159,7 +159,6 @@ pub(super) fn append_to_parts(group: u64, from: u64, to: u64, request: &AppendEn
 
     let mut parts = Parts::new();
     let mut head = BytesMut::with_capacity(256);
-    let envelope = wire::RaftRequest { group, from, to, request: None };
     envelope.encode(&mut head).expect("BytesMut grows");
     encode_key(4, WireType::LengthDelimited, &mut head);
     encode_varint(append_len as u64, &mut head);

@@ -34,6 +34,12 @@ async fn serve(context: &Context, from: NodeId, request: wire::RaftRequest) -> R
     if group.replica().0 != request.to {
         return Err(format!("{id} is here as {}, not as r{}", group.replica(), request.to));
     }
+    if let Some(reason) = context.forgetful(id) {
+        return Err(format!("{id} lacks entries here: {reason}"));
+    }
+    if let Some(acked) = request.acked {
+        has_what_it_acked(context, id, acked)?;
+    }
     // Held until the answer: a replica stops once what it serves is done, and serves nothing new from then on.
     let _served = group.serves().ok_or_else(|| format!("{id} stops here"))?;
     let raft = &group.inner.raft;
@@ -45,6 +51,7 @@ async fn serve(context: &Context, from: NodeId, request: wire::RaftRequest) -> R
                 // What cannot be applied cannot be purged either, and would take the journal from all other groups.
                 return Err(format!("{id} takes no more here: the disk is full"));
             }
+            agrees(context, &group, &append)?;
             let term = append.vote.leader_id.term;
             let response = raft.append_entries(append).await.map_err(|e| text(&e))?;
             if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
@@ -78,6 +85,47 @@ async fn serve(context: &Context, from: NodeId, request: wire::RaftRequest) -> R
             Ok(Response::Snapshot(response))
         }
     }
+}
+
+/// A replica whose log ends before what it has acknowledged to its present leader has lost entries that count as stored. It
+/// is fenced, and comes back under a new id: what is missing here must not count twice, and its votes may be lost, too.
+///
+/// # Errors
+/// It is so.
+fn has_what_it_acked(context: &Context, id: RaftGroup, acked: u64) -> Result<(), String> {
+    let last = context.storage.log(id).and_then(|log| log.state().last).map(|last| last.index);
+    if last >= Some(acked) {
+        return Ok(());
+    }
+    let ends = last.map_or_else(|| "is empty".to_owned(), |last| format!("ends at {last}"));
+    let reason =
+        format!("its log {ends}, but it has acknowledged entries up to {acked}: a part of its data folder is lost");
+    context.note_forgetful(id, reason.clone());
+    Err(format!("{id} lacks entries here: {reason}"))
+}
+
+/// A leader that contradicts what is committed here leads by the votes of replicas that have forgotten what they
+/// acknowledged. Nothing is taken from it: this replica may be the last to have what was promised, and a person must look.
+///
+/// # Errors
+/// It is so.
+fn agrees(context: &Context, group: &Group, append: &AppendEntriesRequest<TypeConfig>) -> Result<(), String> {
+    let log = context.storage.log(group.id());
+    let committed = log.as_ref().and_then(|log| log.state().committed).max(group.applied());
+    let Some(committed) = committed else { return Ok(()) };
+    let told = append.prev_log_id.iter().chain(append.entries.iter().map(|entry| &entry.log_id)).map(convert::position);
+    for at in told.take_while(|at| at.index <= committed.index) {
+        let here = log.as_ref().and_then(|log| log.term_at(at.index));
+        if at.term > committed.term || here.is_some_and(|term| term != at.term) {
+            let id = group.id();
+            tracing::error!(
+                group = %id, epoch = append.vote.leader_id.term, %at, %committed,
+                "the leader contradicts what is committed here: nothing is taken from it"
+            );
+            return Err(format!("{id}: entry {at} contradicts what is committed here up to {committed}"));
+        }
+    }
+    Ok(())
 }
 
 /// Takes a leadership that is handed over. openraft waits for a flush of the leader's last entry under the leader's

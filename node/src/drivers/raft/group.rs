@@ -22,7 +22,7 @@ use super::convert::position;
 use super::log::Log;
 use super::machine::Machine;
 use super::metrics::Fenced;
-use super::network::Network;
+use super::network::{Acked, Network};
 use super::rafts::Context;
 use super::types::{Command, LogId, Place, Raft, TypeConfig};
 use super::{Committed, Leadership, Metrics, ProposeError, StateMachine};
@@ -98,7 +98,13 @@ impl Group {
         let stopped = CancellationToken::new();
         let (host, tasks) = (context.host.clone(), context.tasks.clone());
         let machine = Machine::new(host, tasks, metrics.clone(), machine, stopped.clone());
-        let network = Network { links: context.links.clone(), metrics: metrics.clone(), group: id.0, from: replica.0 };
+        let network = Network {
+            links: context.links.clone(),
+            metrics: metrics.clone(),
+            group: id.0,
+            from: replica.0,
+            acked: Acked::default(),
+        };
         let append_bytes = usize::try_from(context.config.append_bytes.as_u64()).unwrap_or(usize::MAX);
         let log = Log::new(log, append_bytes);
         let raft = Raft::build(replica.0, config, network, log, machine.clone()).await.map_err(io::Error::other)?;
@@ -231,6 +237,11 @@ impl Group {
     pub(in crate::drivers) fn end(&self) -> End {
         let last = self.inner.raft.data_metrics().borrow_watched().last_log.as_ref().map(position);
         End { last, replica: self.inner.replica.0 }
+    }
+
+    /// The last position that is applied here.
+    pub(super) fn applied(&self) -> Option<LogPosition> {
+        self.inner.raft.data_metrics().borrow_watched().last_applied.as_ref().map(position)
     }
 
     /// Whether this replica votes.

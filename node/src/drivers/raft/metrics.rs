@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge, histogram::Histogram};
 use prometheus_client::registry::Registry;
+use tokio::sync::watch;
 use weft_cluster::ids::RaftGroup;
 
 /// Metrics of all groups of this node. Cheap to clone.
@@ -75,12 +76,13 @@ impl Metrics {
 pub(super) struct Fenced {
     reasons: Arc<Mutex<BTreeMap<RaftGroup, String>>>,
     count: Gauge,
+    told: watch::Sender<u32>,
 }
 
 impl Fenced {
     /// An empty list whose length `count` shows.
     pub(super) fn new(count: Gauge) -> Fenced {
-        Fenced { reasons: Arc::default(), count }
+        Fenced { reasons: Arc::default(), count, told: watch::Sender::default() }
     }
 
     pub(super) fn insert(&self, group: RaftGroup, reason: String) {
@@ -99,10 +101,17 @@ impl Fenced {
         self.change(|reasons| reasons.clone())
     }
 
+    /// How many there are, published on change.
+    pub(super) fn count(&self) -> watch::Receiver<u32> {
+        self.told.subscribe()
+    }
+
     fn change<T>(&self, change: impl FnOnce(&mut BTreeMap<RaftGroup, String>) -> T) -> T {
         let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
         let result = change(&mut reasons);
-        self.count.set(i64::try_from(reasons.len()).unwrap_or(i64::MAX));
+        let count = u32::try_from(reasons.len()).unwrap_or(u32::MAX);
+        self.count.set(i64::from(count));
+        self.told.send_if_modified(|told| std::mem::replace(told, count) != count);
         result
     }
 }

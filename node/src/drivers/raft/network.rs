@@ -1,7 +1,9 @@
 //! openraft's network over the links: one request per message on `Lane::Raft`. The link coalesces what is
 //! queued at one wake-up, so the messages of all groups to one peer leave in one flush.
 
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,12 +25,32 @@ use super::machine::Snapshot;
 use super::types::{Committed, Place, TypeConfig, Vote};
 use crate::drivers::link::{Lane, LinkError, Links, Parts};
 
+/// The last index that each replica has acknowledged to this one as the leader of a term. Only within the term: a leader
+/// in between may have cut what was not committed.
+#[derive(Clone, Default)]
+pub(super) struct Acked(Arc<Mutex<BTreeMap<u64, (u64, u64)>>>);
+
+impl Acked {
+    fn of(&self, replica: u64, term: u64) -> Option<u64> {
+        let acked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        acked.get(&replica).filter(|(of, _)| *of == term).map(|(_, index)| *index)
+    }
+
+    fn note(&self, replica: u64, term: u64, index: u64) {
+        let mut acked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = acked.entry(replica).or_insert((term, index));
+        // Answers may come in any order.
+        *known = (*known).max((term, index));
+    }
+}
+
 /// Makes the clients of one group's replica.
 pub(super) struct Network {
     pub(super) links: Links,
     pub(super) metrics: Metrics,
     pub(super) group: u64,
     pub(super) from: u64,
+    pub(super) acked: Acked,
 }
 
 /// Sends one group's messages to one replica.
@@ -39,6 +61,7 @@ pub(super) struct Client {
     from: u64,
     to: u64,
     node: NodeId,
+    acked: Acked,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -46,7 +69,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
     async fn new_client(&mut self, to: u64, place: &Place) -> Client {
         let (links, metrics) = (self.links.clone(), self.metrics.clone());
-        Client { links, metrics, group: self.group, from: self.from, to, node: place.node }
+        Client { links, metrics, group: self.group, from: self.from, to, node: place.node, acked: self.acked.clone() }
     }
 }
 
@@ -69,7 +92,8 @@ impl Client {
     }
 
     async fn ask(&self, request: Request, patience: Duration) -> Result<Response, Failure> {
-        let request = wire::RaftRequest { group: self.group, from: self.from, to: self.to, request: Some(request) };
+        let request =
+            wire::RaftRequest { group: self.group, from: self.from, to: self.to, request: Some(request), acked: None };
         self.call(vec![request.encode_to_vec().into()], patience).await
     }
 }
@@ -91,11 +115,29 @@ impl RaftNetworkV2<TypeConfig> for Client {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, Failure> {
-        let parts = convert::append_to_parts(self.group, self.from, self.to, &request);
-        match self.call(parts, option.soft_ttl()).await? {
-            Response::Append(response) => convert::appended_from_wire(response).map_err(invalid),
-            _ => Err(unexpected("the answer is not one to an append")),
+        let term = request.vote.leader_id.term;
+        let envelope = wire::RaftRequest {
+            group: self.group,
+            from: self.from,
+            to: self.to,
+            request: None,
+            acked: self.acked.of(self.to, term),
+        };
+        let parts = convert::append_to_parts(&envelope, &request);
+        let response = match self.call(parts, option.soft_ttl()).await? {
+            Response::Append(response) => convert::appended_from_wire(response).map_err(invalid)?,
+            _ => return Err(unexpected("the answer is not one to an append")),
+        };
+        let sent = request.entries.last().map(|entry| &entry.log_id).or(request.prev_log_id.as_ref());
+        let matched = match &response {
+            AppendEntriesResponse::Success => sent,
+            AppendEntriesResponse::PartialSuccess(matched) => matched.as_ref(),
+            AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => None,
+        };
+        if let Some(matched) = matched {
+            self.acked.note(self.to, term, matched.index);
         }
+        Ok(response)
     }
 
     async fn vote(

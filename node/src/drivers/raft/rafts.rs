@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use weft_cluster::caller::Caller;
 use weft_cluster::errors::{error, not_owner};
 use weft_cluster::ids::{Epoch, Generation, LogPosition, NodeId, RaftGroup};
+use weft_cluster::registry::{State, start_of};
 use weft_cluster::view::{ClusterView, Member};
 use weft_proto::internal::v1::control_request::Request;
 use weft_proto::internal::v1::control_response::Response;
@@ -55,6 +56,8 @@ pub(in crate::drivers) struct Context {
     /// Peers that have said that they stop, by the generation that stops.
     leaving: Mutex<BTreeMap<NodeId, Generation>>,
     groups: Mutex<BTreeMap<RaftGroup, Group>>,
+    /// Replicas that lack what they have acknowledged: they are to be fenced, and serve nothing until then.
+    forgetful: Mutex<BTreeMap<RaftGroup, String>>,
     pub(super) fenced: Fenced,
     pub(super) metrics: Metrics,
     shards: OnceLock<Shards>,
@@ -170,6 +173,26 @@ impl Context {
         self.fenced.insert(id, reason);
     }
 
+    /// Notes that a replica lacks what it has acknowledged. The next round of reconciling, which this wakes, fences it.
+    pub(super) fn note_forgetful(&self, id: RaftGroup, reason: String) {
+        self.forgetful.lock().unwrap_or_else(PoisonError::into_inner).insert(id, reason);
+        self.leaderships.send_modify(|changes| *changes += 1);
+    }
+
+    /// What a replica lacks, if it is to be fenced for it.
+    pub(super) fn forgetful(&self, id: RaftGroup) -> Option<String> {
+        self.forgetful.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// Takes the replicas that lack what they have acknowledged out of use.
+    pub(in crate::drivers) async fn fence_forgetful(&self) {
+        let forgetful = self.forgetful.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (id, reason) in forgetful {
+            self.fence_group(id, reason).await;
+            self.forgetful.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        }
+    }
+
     /// Stops a replica, if it runs.
     async fn take_out(&self, id: RaftGroup) {
         let group = self.groups.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -184,6 +207,12 @@ impl Context {
         if let Some(group) = group {
             group.stop().await;
         }
+    }
+
+    /// Tells the links which starts of nodes the registry knows.
+    pub(in crate::drivers) fn tell_starts(&self, state: &State) {
+        let others = state.nodes().filter(|node| node.id != self.me.0);
+        self.links.met(others.map(|node| (NodeId(node.id), start_of(node))));
     }
 
     /// One control request to a peer.
@@ -236,6 +265,7 @@ impl Rafts {
             draining: watch::Sender::default(),
             leaving: Mutex::default(),
             groups: Mutex::default(),
+            forgetful: Mutex::default(),
             fenced: Fenced::new(metrics.fenced_groups.clone()),
             metrics,
             shards: OnceLock::new(),
@@ -251,6 +281,7 @@ impl Rafts {
                 rest.push(found);
             }
         }
+        context.tell_starts(&registry.state());
         let composed = registry::compose(registry.clone(), context.members.clone(), context.owners.subscribe());
         context.tasks.spawn("registry view", composed);
         (Rafts { context, recovered: Arc::new(Mutex::new(rest)) }, registry)
@@ -293,6 +324,11 @@ impl Rafts {
     /// Groups whose data on this node failed a check, or whose replica has failed since, with the reason for a person.
     pub fn fenced(&self) -> BTreeMap<RaftGroup, String> {
         self.context.fenced.all()
+    }
+
+    /// How many groups are fenced, published on change.
+    pub fn fenced_count(&self) -> watch::Receiver<u32> {
+        self.context.fenced.count()
     }
 
     /// What the groups of this node count.

@@ -89,6 +89,11 @@ impl Log {
         self.entries.get(usize::try_from(index.checked_sub(self.first())?).ok()?)
     }
 
+    pub(super) fn term_at(&self, index: u64) -> Option<u64> {
+        let purged = self.purged.filter(|purged| purged.index == index).map(|purged| purged.term);
+        self.get(index).map(|entry| entry.term).or(purged)
+    }
+
     fn get_mut(&mut self, index: u64) -> Option<&mut Entry> {
         let at = index.checked_sub(self.first())?;
         self.entries.get_mut(usize::try_from(at).ok()?)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-use weft_cluster::ids::RaftGroup;
+use weft_cluster::ids::{NodeId, RaftGroup, Start};
 
 use super::checkpoint::{self, Checkpoints};
 use super::files::Files;
@@ -20,7 +20,7 @@ use super::meta::group_dir;
 use super::open::{self, Opened};
 use super::segments::ShardFiles;
 use super::space::{self, Space};
-use super::{Checkpointed, Metrics, RecoveredGroup, StorageConfig, locked, scrub};
+use super::{Checkpointed, Metrics, RecoveredGroup, StorageConfig, locked, scrub, starts};
 use crate::host::{Disk, Host, Tasks};
 
 /// The log cache is looked after once per so many journal bytes.
@@ -146,6 +146,29 @@ impl Inner {
         self.host.run_blocking(move || identity::write(&*inner.disk, &inner.dir, &written)).await?;
         *locked(&self.identity) = identity;
         Ok(())
+    }
+
+    pub(super) async fn starts(self: &Arc<Self>) -> BTreeMap<NodeId, Start> {
+        let inner = Arc::clone(self);
+        self.host.run_blocking(move || starts::read(&*inner.disk, &inner.dir)).await
+    }
+
+    pub(super) async fn keep_starts(self: &Arc<Self>, newer: BTreeMap<NodeId, Start>) {
+        let _alone = self.changes.lock().await;
+        let inner = Arc::clone(self);
+        let kept = self.host.run_blocking(move || {
+            let mut all = starts::read(&*inner.disk, &inner.dir);
+            // Two of these may come in any order.
+            for (node, start) in newer {
+                if all.get(&node).is_none_or(|known| known.generation <= start.generation) {
+                    all.insert(node, start);
+                }
+            }
+            starts::write(&*inner.disk, &inner.dir, &all)
+        });
+        if let Err(error) = kept.await {
+            tracing::warn!(%error, "the starts of other nodes are not on the disk");
+        }
     }
 
     pub(super) async fn create_group(self: &Arc<Self>, id: RaftGroup, replica: u64) -> io::Result<Arc<Group>> {

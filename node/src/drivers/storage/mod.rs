@@ -22,9 +22,11 @@ mod segments;
 mod slots;
 mod space;
 mod staging;
+mod starts;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -32,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use weft_cluster::ids::{LogPosition, Offset, PartitionId, RaftGroup};
+use weft_cluster::ids::{LogPosition, NodeId, Offset, PartitionId, RaftGroup, Start};
 
 pub use config::StorageConfig;
 pub use dump::{DumpReport, dump};
@@ -138,6 +140,16 @@ impl Storage {
         locked(&self.inner.identity).clone()
     }
 
+    /// The newest start of each peer that this folder remembers.
+    pub async fn starts(&self) -> BTreeMap<NodeId, Start> {
+        self.inner.starts().await
+    }
+
+    /// Remembers starts of peers. A disk that does not take them is logged: what is known in memory stays known.
+    pub async fn keep_starts(&self, starts: BTreeMap<NodeId, Start>) {
+        self.inner.keep_starts(starts).await;
+    }
+
     /// Writes the cluster id into FORMAT, once.
     ///
     /// # Errors
@@ -239,6 +251,11 @@ impl GroupLog {
     /// What the log holds.
     pub fn state(&self) -> LogState {
         locked(&self.group.log).state()
+    }
+
+    /// The term of an entry that is here, or was purged last.
+    pub fn term_at(&self, index: u64) -> Option<u64> {
+        locked(&self.group.log).term_at(index)
     }
 
     /// The replica id given at creation.

@@ -166,15 +166,40 @@ fn unknown_versions_damage_and_a_second_process_are_refused() {
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         assert!(error.to_string().contains("LOCK"), "{error}");
     });
-    let format = Path::new(DIR).join("FORMAT");
-    disk.corrupt(&format, |bytes| bytes[8] = 9);
+    let [format, copy] = ["FORMAT", "FORMAT.copy"].map(|name| Path::new(DIR).join(name));
+    let both = |change: &dyn Fn(&mut Vec<u8>)| [&format, &copy].map(|path| disk.corrupt(path, change));
+    both(&|bytes| bytes[8] = 9);
     let error = open_error(&disk).to_string();
-    assert!(error.contains("FORMAT has format version 9"), "{error}");
-    disk.corrupt(&format, |bytes| bytes[8] = 1);
-    disk.flip(&format, 30, 2);
+    assert!(error.contains("has format version 9"), "{error}");
+    both(&|bytes| bytes[8] = 1);
+    both(&|bytes| bytes[30] ^= 4);
     assert!(open_error(&disk).to_string().contains("damaged"));
     disk.remove(&format).unwrap();
+    disk.remove(&copy).unwrap();
     assert!(open_error(&disk).to_string().contains("FORMAT is missing"));
+}
+
+#[test]
+fn a_damaged_identity_is_read_from_its_copy() {
+    let disk = MemoryDisk::default();
+    let first = live(&disk, &small(), async |storage, _, _| storage.identity());
+    let [format, copy] = ["FORMAT", "FORMAT.copy"].map(|name| Path::new(DIR).join(name));
+    for (number, damaged) in [&format, &copy].into_iter().cycle().take(4).enumerate() {
+        match number < 2 {
+            true => disk.flip(damaged, 30, 2),
+            false => disk.remove(damaged).unwrap(),
+        }
+        let identity = live(&disk, &small(), async |storage, _, _| storage.identity());
+        assert_eq!((identity.node, identity.secret), (first.node, first.secret));
+        assert_eq!(identity.generation.0, number as u64 + 2, "both are written anew");
+    }
+    let stranger = MemoryDisk::default();
+    live(&stranger, &small(), async |_, _, _| {});
+    let other = identity::read(&stranger, Path::new(DIR)).unwrap().expect("made");
+    identity::write(&stranger, Path::new(DIR), &Identity { node: NodeId(7), ..other }).unwrap();
+    let foreign = stranger.bytes(&format).unwrap();
+    disk.corrupt(&copy, |bytes| bytes.clone_from(&foreign));
+    assert!(open_error(&disk).to_string().contains("files of two nodes are mixed"));
 }
 
 async fn open_error_in(disk: &MemoryDisk) -> io::Error {

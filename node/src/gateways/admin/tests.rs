@@ -96,6 +96,7 @@ fn view(state: RegistryState) -> ClusterView {
         peer_address: "h2:7401".into(),
         version: "0".into(),
         disk_full: false,
+        replicas_fenced: 0,
         state: MemberState::Alive,
     };
     ClusterView {

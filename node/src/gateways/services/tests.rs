@@ -92,6 +92,7 @@ fn open() -> (Arc<Fake>, Services) {
         peer_address: String::new(),
         version: String::new(),
         disk_full: false,
+        replicas_fenced: 0,
         state: MemberState::Alive,
     };
     let view = ClusterView {

@@ -217,7 +217,11 @@ fn summary(view: &ClusterView) -> v1::ClusterStatus {
         shards_underreplicated: underreplicated,
         topics: count(view.registry.topics_count()),
         feature_level: view.registry.level(),
-        healthy: shards_total > 0 && leader.is_some() && owned == shards_total && underreplicated == 0,
+        healthy: shards_total > 0
+            && leader.is_some()
+            && owned == shards_total
+            && underreplicated == 0
+            && !view.any_fenced(),
     }
 }
 

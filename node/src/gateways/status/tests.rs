@@ -126,6 +126,7 @@ fn member(id: u64, name: &str, state: MemberState) -> Member {
         peer_address: format!("h{id}:7401"),
         version: "0".into(),
         disk_full: false,
+        replicas_fenced: 0,
         state,
     }
 }
@@ -338,6 +339,12 @@ async fn the_cluster_is_described() {
     let status = doors.cluster.get_status(v1::GetStatusRequest {}).await.expect("a status").into_inner();
     assert!(!status.healthy && status.shards_underreplicated > 0, "its replicas take nothing");
     full(&mut doors, false);
+    let fenced = |doors: &mut Doors, count| {
+        doors.fake.change(|view| view.members.get_mut(&NodeId(2)).expect("a member").replicas_fenced = count);
+    };
+    fenced(&mut doors, 1);
+    assert!(!doors.cluster.get_status(v1::GetStatusRequest {}).await.expect("a status").into_inner().healthy);
+    fenced(&mut doors, 0);
 
     // A node with a new folder: gossip still knows the old one, which is dead.
     let node = NodeRecord { id: 33, name: "n3".into(), ..record(33) };

@@ -30,6 +30,10 @@ fn request() -> AppendEntriesRequest<TypeConfig> {
     }
 }
 
+fn envelope(acked: Option<u64>) -> wire::RaftRequest {
+    wire::RaftRequest { group: 5, from: 3, to: 4, request: None, acked }
+}
+
 fn concat(parts: &Parts) -> Bytes {
     parts.iter().flat_map(|part| part.iter().copied()).collect::<Vec<u8>>().into()
 }
@@ -37,7 +41,7 @@ fn concat(parts: &Parts) -> Bytes {
 #[test]
 fn an_append_request_comes_back_and_its_hand_made_frame_is_plain_protobuf() {
     let sent = request();
-    let parts = append_to_parts(5, 3, 4, &sent);
+    let parts = append_to_parts(&envelope(None), &sent);
     assert!(parts.len() > 1, "the large payload is a part of its own");
     let bytes = concat(&parts);
     let decoded = wire::RaftRequest::decode(bytes.clone()).unwrap();
@@ -52,7 +56,8 @@ fn an_append_request_comes_back_and_its_hand_made_frame_is_plain_protobuf() {
 #[test]
 fn a_first_append_has_neither_prev_nor_commit() {
     let sent = AppendEntriesRequest { prev_log_id: None, leader_commit: None, entries: vec![], vote: vote() };
-    let decoded = wire::RaftRequest::decode(concat(&append_to_parts(0, 1, 2, &sent))).unwrap();
+    let decoded = wire::RaftRequest::decode(concat(&append_to_parts(&envelope(Some(41)), &sent))).unwrap();
+    assert_eq!(decoded.acked, Some(41));
     let Some(wire::raft_request::Request::Append(append)) = decoded.request else { panic!("an append") };
     let got = append_from_wire(append).unwrap();
     assert_eq!((got.prev_log_id, got.leader_commit, got.entries.len()), (None, None, 0));
@@ -60,7 +65,7 @@ fn a_first_append_has_neither_prev_nor_commit() {
 
 #[test]
 fn gaps_and_missing_fields_are_refused() {
-    let mut parts = wire::RaftRequest::decode(concat(&append_to_parts(5, 3, 4, &request()))).unwrap();
+    let mut parts = wire::RaftRequest::decode(concat(&append_to_parts(&envelope(None), &request()))).unwrap();
     let Some(wire::raft_request::Request::Append(append)) = &mut parts.request else { panic!("an append") };
     let mut gap = append.clone();
     gap.entries.remove(1);

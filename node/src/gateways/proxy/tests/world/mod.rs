@@ -135,6 +135,7 @@ async fn links(ca: &Authority, id: u64, tasks: &Tasks) -> Links {
         name,
         zone: "a".into(),
         generation: weft_cluster::ids::Generation(1),
+        start: 1,
         secret: [id as u8; 32],
         cluster: 7,
         client_address: "127.0.0.1:1".into(),
@@ -195,6 +196,7 @@ pub(super) fn view(me: NodeId, instances: &[InstanceRecord], idempotent: &[&str]
         peer_address: String::new(),
         version: String::new(),
         disk_full: false,
+        replicas_fenced: 0,
         state: weft_cluster::view::MemberState::Alive,
     };
     ClusterView {
