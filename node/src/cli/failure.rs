@@ -63,8 +63,7 @@ impl Failure {
     /// A gRPC status: Weft's own with its code, a service's with the name of the status.
     pub(crate) fn status(status: &Status) -> Failure {
         if std::error::Error::source(status).is_some() {
-            // Nobody's answer: the connection failed.
-            return Failure::unreachable(weft_sdk::explain("the node", status));
+            return Failure::no_answer(status);
         }
         let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
         let Some(info) = info else {
@@ -80,6 +79,18 @@ impl Failure {
         };
         let retry = info.metadata.get("retry").map_or("IF_IDEMPOTENT", String::as_str);
         Failure::new(&info.reason, retry, status.message())
+    }
+
+    /// Nobody's answer: what failed on the way. Only a connection that never came about tells that nothing was sent.
+    fn no_answer(status: &Status) -> Failure {
+        if has_cause::<tonic::TimeoutExpired>(status) {
+            return Failure::new("DEADLINE", "IF_IDEMPOTENT", "no answer came before the deadline");
+        }
+        let why = weft_sdk::explain("the node", status);
+        if has_cause::<tonic::ConnectError>(status) {
+            return Failure::unreachable(why);
+        }
+        Failure::new("OUTCOME_UNKNOWN", "IF_IDEMPOTENT", format!("the connection was lost before the answer: {why}"))
     }
 
     /// What reflection answers instead of what it was asked for: a gRPC code and a sentence.
@@ -133,6 +144,18 @@ impl Failure {
     }
 }
 
+/// Whether an error of this type is among the causes of `status`.
+fn has_cause<E: std::error::Error + 'static>(status: &Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<E>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 impl From<weft_sdk::Error> for Failure {
     fn from(error: weft_sdk::Error) -> Failure {
         Failure::new(error.code_name(), error.retry_name(), error.to_string())
@@ -161,6 +184,19 @@ impl From<PkiError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_have_been_sent_is_never_said_to_be_unsent() {
+        let of = |failure: Failure| (failure.code, failure.retry);
+        let late = of(Failure::status(&Status::from_error(Box::new(tonic::TimeoutExpired(())))));
+        assert_eq!(late, ("DEADLINE".into(), "IF_IDEMPOTENT".into()));
+        let broken = io::Error::from(io::ErrorKind::BrokenPipe);
+        let lost = of(Failure::status(&Status::from_error(Box::new(broken))));
+        assert_eq!(lost, ("OUTCOME_UNKNOWN".into(), "IF_IDEMPOTENT".into()));
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let unsent = of(Failure::status(&Status::from_error(Box::new(tonic::ConnectError(Box::new(refused))))));
+        assert_eq!(unsent, ("NOT_READY".into(), "SAME".into()));
+    }
 
     #[test]
     fn what_reflection_answers_keeps_wefts_code() {

@@ -327,19 +327,25 @@ impl Client {
     {
         let deadline = Instant::now() + self.inner.patience;
         let mut tries = 0;
-        let mut last = None;
+        let mut last: Option<Error> = None;
+        // The first try of which nobody knows whether it took effect. What later tries say of themselves is no
+        // answer about that one.
+        let mut unsure: Option<Error> = None;
         let waiting = Waiting::new(&self.inner);
         loop {
             // What a node said says more than that the next one is not there.
-            let connection = self.connection(deadline).await.map_err(|error| last.take().unwrap_or(error))?;
+            let connection = match self.connection(deadline).await {
+                Ok(connection) => connection,
+                Err(error) => return Err(last.unwrap_or(error).after(unsure)),
+            };
             let calling = call(connection.channel.clone(), request.clone());
             let error = match tokio::time::timeout_at(deadline, calling).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
                 Ok(Err(status)) => Error::from(status),
-                // What was said before says why.
+                // What was said before says why. This try may have taken effect all the same.
                 Err(_) => {
-                    let late = || Error::Deadline(format!("{what} at {}", connection.address).into());
-                    return Err(last.unwrap_or_else(late));
+                    let before = last.map_or_else(String::new, |why| format!("; before that: {why}"));
+                    return Err(Error::Deadline(format!("{what} at {}{before}", connection.address).into()));
                 }
             };
             self.doubt(&connection, &error);
@@ -350,9 +356,12 @@ impl Client {
             };
             let pause = self.backoff(tries);
             if !again || Instant::now() + pause >= deadline {
-                return Err(error);
+                return Err(error.after(unsure));
             }
             waiting.again(&error);
+            if error.retry() == Retry::IfIdempotent {
+                unsure.get_or_insert_with(|| error.clone());
+            }
             last = Some(error);
             tokio::time::sleep(pause).await;
             tries += 1;

@@ -72,6 +72,17 @@ impl Error {
         short(self.retry().as_str_name(), "RETRY_")
     }
 
+    /// This error as the answer to a request of which an earlier try, `unsure`, may have taken effect: then it cannot
+    /// say that nothing has.
+    pub(crate) fn after(self, unsure: Option<Error>) -> Error {
+        match unsure {
+            Some(unsure) if self.retry() == Retry::Same => {
+                Error::unknown(format!("{self}; an earlier try may have taken effect: {unsure}"))
+            }
+            _ => self,
+        }
+    }
+
     pub(crate) fn invalid(message: impl Into<Arc<str>>) -> Error {
         Error::Invalid(message.into())
     }
@@ -156,6 +167,16 @@ mod tests {
     use tonic_types::ErrorDetails;
 
     use super::*;
+
+    #[test]
+    fn a_refusal_after_an_unknown_outcome_is_unknown() {
+        let refused = Error::Unreachable("n1".into());
+        assert_eq!(refused.clone().after(None).retry(), Retry::Same);
+        let after = refused.after(Some(Error::Lost("n2".into())));
+        assert_eq!((after.code(), after.retry()), (ErrorCode::OutcomeUnknown, Retry::IfIdempotent));
+        let never = Error::invalid("no").after(Some(Error::Lost("n2".into())));
+        assert_eq!(never.retry(), Retry::Never);
+    }
 
     #[test]
     fn statuses_become_typed_errors() {
