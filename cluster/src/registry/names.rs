@@ -65,14 +65,27 @@ pub fn check_service(what: &str, name: &str) -> Result<(), String> {
 /// # Errors
 /// One sentence that says what is wrong and what would be right.
 pub fn check_address(address: &str) -> Result<(), String> {
-    const RULE: &str = "use host:port, as the home node reaches it, like 10.0.0.7:8080";
-    let parts = address.rsplit_once(':').filter(|(host, _)| !host.is_empty() && address.len() <= 255);
-    let port = parts.and_then(|(_, port)| port.parse::<u16>().ok()).filter(|port| *port != 0);
-    let plain = address.chars().all(|c| c.is_ascii_graphic() && c != '/');
-    match (plain, port) {
-        (true, Some(_)) => Ok(()),
-        _ => Err(format!("the address {} is not allowed: {RULE}", shown(address))),
+    const RULE: &str = "use host:port, as the home node reaches it, like 10.0.0.7:8080 or [fd00::7]:8080";
+    match host_and_port(address).filter(|_| address.len() <= 255) {
+        Some(_) => Ok(()),
+        None => Err(format!("the address {} is not allowed: {RULE}", shown(address))),
     }
+}
+
+/// The one reading of `host:port`: a name, an IPv4 address, or an IPv6 address in brackets, without which nobody could
+/// tell where it ends. Ports are 1 to 65535, in digits alone.
+pub fn host_and_port(address: &str) -> Option<(&str, u16)> {
+    let (host, port) = address.rsplit_once(':')?;
+    let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+    let port = port.parse::<u16>().ok().filter(|port| digits && *port != 0)?;
+    let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(inner) => inner.parse::<std::net::Ipv6Addr>().ok().map(|_| inner)?,
+        None => host,
+    };
+    let bracketed = address.starts_with('[');
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ',' | '@' | '[' | ']' | '?' | '#' | '"');
+    let named = !host.is_empty() && (bracketed || host.chars().all(|c| plain(c) && c != ':'));
+    named.then_some((host, port))
 }
 
 /// Checks a topic's partition count and largest event.

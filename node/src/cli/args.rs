@@ -499,13 +499,16 @@ pub(crate) enum Ca {
         /// A DNS name of the node.
         #[arg(long = "dns")]
         dns: Vec<String>,
+        /// For how many days from now it is good.
+        #[arg(long, default_value_t = 3_650, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
     },
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Config {
-    /// Check file, variables, flags and the certificates they name as `weft start` would, and tell all that is wrong.
-    Check(ConfigSource),
+    /// Check file, variables, flags and the files they name as `weft start` would, and tell all that is wrong.
+    Check(Box<Start>),
     /// Print every key with the value that `weft start` would use.
     Show(ConfigSource),
 }

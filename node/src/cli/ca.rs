@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -24,11 +25,12 @@ pub(crate) fn run(command: Command, output: &mut Output) -> Result<(), Failure> 
                 format!("wrote {} (give it to every node) and {} (keep it secret)", cert.display(), key.display());
             output.say(&object, sentence)
         }
-        Command::Issue { name, dir, ips, dns } => {
+        Command::Issue { name, dir, ips, dns, days } => {
             let disk = host.disk();
             let authority = Authority::load(&*disk, &dir.join("ca.pem"), &dir.join("ca.key"))?;
             let (cert, key) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
-            authority.issue(&host, &name, &dns, &ips)?.store(&*disk, &cert, &key)?;
+            let valid = Duration::from_secs(u64::from(days) * 86_400);
+            authority.issue_for(&host, &name, &dns, &ips, valid)?.store(&*disk, &cert, &key)?;
             let object = json!({"name": name, "cert": cert, "key": key});
             output.say(&object, format_args!("wrote {} and {}", cert.display(), key.display()))
         }

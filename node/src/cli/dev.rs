@@ -15,7 +15,7 @@ use super::args::{Dev, loopback};
 use super::ca;
 use super::demo;
 use super::failure::Failure;
-use super::start::told_to_stop;
+use super::signals::Stops;
 use crate::config::{Config, LogConfig, LogFormat, NodeConfig};
 use crate::drivers::pki::Authority;
 use crate::host::disk::OsDisk;
@@ -31,10 +31,13 @@ const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 const LOOPBACK_MTU: u16 = 6_000;
 /// Folders of nodes that are looked for.
 const NODES_KEPT_MAX: u16 = 99;
+/// How often it is tried to remove the temporary folder.
+const REMOVALS_MAX: usize = 10;
 /// Ports between two nodes.
 const PORT_STEP: u16 = 10;
 
 pub(crate) async fn run(dev: Dev) -> Result<(), Failure> {
+    let mut stops = Stops::of_dev()?;
     let log = LogConfig { filter: dev.log.clone(), format: LogFormat::Text };
     telemetry::start_log(&log).map_err(Failure::invalid)?;
     let started = Instant::now();
@@ -52,7 +55,7 @@ pub(crate) async fn run(dev: Dev) -> Result<(), Failure> {
 
     let up = tokio::select! {
         biased;
-        () = told_to_stop() => Ok(Vec::new()),
+        () = stops.next() => Ok(Vec::new()),
         failure = first_end(&mut nodes) => Err(failure),
         ready = until_ready(&configs) => ready,
     };
@@ -60,7 +63,8 @@ pub(crate) async fn run(dev: Dev) -> Result<(), Failure> {
         Ok(demo) if demo.is_empty() => Ok(()),
         Ok(demo) => {
             welcome(&configs, &folder, started.elapsed());
-            let outcome = tokio::select! { biased; () = told_to_stop() => Ok(()), failure = first_end(&mut nodes) => Err(failure) };
+            let outcome =
+                tokio::select! { biased; () = stops.next() => Ok(()), failure = first_end(&mut nodes) => Err(failure) };
             eprintln!("\nstopping");
             let leaving = futures::future::join_all(demo.into_iter().map(Registration::close));
             // A kept folder would otherwise remember instances that are gone.
@@ -71,7 +75,7 @@ pub(crate) async fn run(dev: Dev) -> Result<(), Failure> {
     };
     stop.cancel();
     let ending = async { while nodes.join_next().await.is_some() {} };
-    tokio::select! { () = ending => {}, () = told_to_stop() => {} }
+    tokio::select! { () = ending => {}, () = stops.next() => {} }
     outcome
 }
 
@@ -92,9 +96,10 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if self.temporary {
-            // What is left of a temporary folder is the system's to remove.
-            let _ = std::fs::remove_dir_all(&self.path);
+        // A node that was told twice to stop may still add a file while the others go.
+        let gone = || std::fs::remove_dir_all(&self.path).is_ok() || !self.path.exists();
+        if self.temporary && !(0..REMOVALS_MAX).any(|_| gone()) {
+            eprintln!("weft: {} is left: remove it", self.path.display());
         }
     }
 }

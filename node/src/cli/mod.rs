@@ -23,6 +23,7 @@ mod publish;
 mod server;
 mod service;
 mod shard;
+mod signals;
 mod start;
 mod subscribe;
 mod topic;
@@ -63,12 +64,22 @@ fn wants_json() -> bool {
 
 /// All commands. Those that ask no node do not show `--server` in their help; given all the same, it does no harm.
 fn command() -> clap::Command {
-    let command = Cli::command();
+    let command = without_empty_variables(Cli::command());
     let server = command.get_arguments().find(|argument| argument.get_id() == "server").cloned();
     let hidden = server.map(|server| server.hide(true).required(false));
     ["dev", "start", "ca", "config", "shard", "completion", "version"]
         .into_iter()
         .fold(command, |command, name| command.mut_subcommand(name, |subcommand| subcommand.args(hidden.clone())))
+}
+
+/// A variable that is set to nothing is as good as none: the default holds.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|text| text.is_empty());
+    let command = command.mut_args(|arg| {
+        let unset = arg.get_env().is_some_and(empty);
+        if unset { arg.env(None::<&'static str>) } else { arg }
+    });
+    command.mut_subcommands(without_empty_variables)
 }
 
 /// Help and version were asked for, or a bare command is answered by its help; all else is one line.

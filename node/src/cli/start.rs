@@ -7,21 +7,23 @@ use tokio_util::sync::CancellationToken;
 use super::args::Start;
 use super::config;
 use super::failure::Failure;
+use super::signals::Stops;
 use crate::host::disk::OsDisk;
 use crate::host::production::Production;
 use crate::telemetry;
 
 pub(crate) async fn run(start: Start) -> Result<(), Failure> {
-    let config = config::load(&start.source, flags(&start))?;
+    let mut stops = Stops::of_node()?;
+    let config = config::examine(&start)?.config;
     telemetry::start_log(&config.log).map_err(Failure::invalid)?;
     let stop = CancellationToken::new();
     tokio::spawn({
         let stop = stop.clone();
         async move {
-            told_to_stop().await;
+            stops.next().await;
             tracing::info!("stopping; once more to stop at once");
             stop.cancel();
-            told_to_stop().await;
+            stops.next().await;
             std::process::exit(1);
         }
     });
@@ -30,7 +32,7 @@ pub(crate) async fn run(start: Start) -> Result<(), Failure> {
 }
 
 /// The flags that were given: name, key, text.
-fn flags(start: &Start) -> Vec<(String, String, String)> {
+pub(super) fn flags(start: &Start) -> Vec<(String, String, String)> {
     let expect = start.bootstrap_expect.map(|count| count.to_string());
     let seeds = (!start.seeds.is_empty()).then(|| start.seeds.join(","));
     let given = [
@@ -48,15 +50,4 @@ fn flags(start: &Start) -> Vec<(String, String, String)> {
     ];
     let flag = |(name, key, text): (&str, &str, &Option<String>)| Some((name.into(), key.into(), text.clone()?));
     given.into_iter().filter_map(flag).collect()
-}
-
-/// Resolves at Ctrl-C or SIGTERM.
-pub(crate) async fn told_to_stop() {
-    let terminate = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! { _ = tokio::signal::ctrl_c() => {}, () = terminate => {} }
 }

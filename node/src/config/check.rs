@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use weft_cluster::registry::names;
+
 use super::Config;
 
 /// The most shards of a cluster.
@@ -53,6 +55,7 @@ impl Config {
         self.admin.check().map_err(told)?;
         self.raft.check().map_err(told)?;
         self.api.check().map_err(told)?;
+        crate::telemetry::check_filter(&self.log.filter).map_err(told)?;
         self.check_storage()?;
         self.check_services()
     }
@@ -174,11 +177,10 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
 }
 
 fn check_address(key: &str, address: &str) -> Result<(), ConfigError> {
-    let good = address.rsplit_once(':').is_some_and(|(host, port)| {
-        let host_is_good = !host.is_empty() && !host.contains([' ', '/', ',']);
-        host_is_good && port.parse::<u16>().is_ok_and(|port| port != 0)
-    });
-    if good { Ok(()) } else { wrong(key, format!("`{address}` is not host:port, for example 10.0.0.1:7401")) }
+    match names::host_and_port(address) {
+        Some(_) => Ok(()),
+        None => wrong(key, format!("`{address}` is not host:port, for example 10.0.0.1:7401 or [fd00::1]:7401")),
+    }
 }
 
 /// All keys with their defaults as TOML text.

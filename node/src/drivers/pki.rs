@@ -118,15 +118,30 @@ impl Authority {
         Ok(Authority { cert_pem, issuer })
     }
 
-    /// Issues a certificate for the node `name`, valid for 10 years and good for the DNS names and addresses
+    /// Issues a certificate as [`Authority::issue_for`] does, valid for 10 years.
+    ///
+    /// # Errors
+    /// As of [`Authority::issue_for`].
+    pub fn issue(&self, host: &dyn Host, name: &str, dns: &[String], ips: &[IpAddr]) -> Result<Issued, PkiError> {
+        self.issue_for(host, name, dns, ips, NODE_VALID)
+    }
+
+    /// Issues a certificate for the node `name`, `valid` for so long from now and good for the DNS names and addresses
     /// too. Links do not look at those; tools of others that connect to the port do.
     ///
     /// # Errors
     /// An illegal name: 1 to 63 characters of a-z A-Z 0-9 . _ - and the first a letter or digit.
-    pub fn issue(&self, host: &dyn Host, name: &str, dns: &[String], ips: &[IpAddr]) -> Result<Issued, PkiError> {
+    pub fn issue_for(
+        &self,
+        host: &dyn Host,
+        name: &str,
+        dns: &[String],
+        ips: &[IpAddr],
+        valid: Duration,
+    ) -> Result<Issued, PkiError> {
         check_name(name)?;
         let key = new_key(host)?;
-        let mut params = params(host, name, NODE_VALID);
+        let mut params = params(host, name, valid);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         for dns_name in std::iter::once(name).chain(dns.iter().map(String::as_str)) {

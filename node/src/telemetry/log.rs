@@ -22,6 +22,14 @@ pub fn start(config: &LogConfig) -> Result<(), String> {
     started.map_err(|error| format!("start the log: {error}"))
 }
 
+/// Whether a filter can be read.
+///
+/// # Errors
+/// One sentence that names the key.
+pub fn check_filter(text: &str) -> Result<(), String> {
+    filter(text).map(drop)
+}
+
 fn filter(text: &str) -> Result<EnvFilter, String> {
     EnvFilter::try_new(text).map_err(|error| {
         format!("log.filter: `{text}` is not understood ({error}); use levels like `info` or `info,weft_node::drivers=debug`")

@@ -9,7 +9,7 @@ use prometheus_client::encoding::text;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-pub use log::start as start_log;
+pub use log::{check_filter, start as start_log};
 pub use process::Process;
 
 /// The version of this binary.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use tokio_rustls::TlsConnector;
+use weft_cluster::registry::names;
 use weft_proto::internal::v1::InstanceRecord;
 
 use crate::host::{Host, Io};
@@ -65,8 +66,7 @@ impl Endpoint {
     }
 
     fn server_name(&self) -> Result<ServerName<'static>, String> {
-        let host = self.address.rsplit_once(':').map_or(&*self.address, |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let host = names::host_and_port(&self.address).map_or(&*self.address, |(host, _)| host);
         let name = if self.tls_name.is_empty() { host } else { &self.tls_name };
         ServerName::try_from(name.to_owned()).map_err(|_| format!("`{name}` is no name that a certificate can have"))
     }
