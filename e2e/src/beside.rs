@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use weft_e2e::cluster::Cluster;
 
 use crate::frame;
-use crate::python::Python;
+use crate::python::{Python, in_ci};
 use crate::report::Report;
 
 /// Runs the check `name`, spoiled if `how` says so, and reports. The folders of nodes and programs stay with `keep`, and
@@ -31,9 +31,14 @@ async fn run(
     check: impl AsyncFnOnce(&Python, &Path, &mut Cluster, &mut Report) -> Result<()>,
     report: &mut Report,
 ) -> Result<()> {
-    let Some(python) = Python::find()? else {
-        report.skip("there is no Python with grpcio; with CI=true it is installed");
-        return Ok(());
+    let python = match Python::find() {
+        Ok(python) => python,
+        // Where nothing may be missing, a check that cannot run has failed.
+        Err(error) if in_ci() => return Err(error),
+        Err(error) => {
+            report.skip(&format!("there is no Python with gRPC, and none can be made: {error:#}"));
+            return Ok(());
+        }
     };
     let folder = TempDir::with_prefix(format!("weft-e2e-{name}-")).context("make a folder for the servers")?;
     let check = async |cluster: &mut Cluster, report: &mut Report| check(&python, folder.path(), cluster, report).await;

@@ -11,14 +11,17 @@ pub(crate) struct Report {
     started: Instant,
     figures: Map<String, Value>,
     failures: Vec<String>,
+    skipped: bool,
 }
 
+/// The exit code of a check that could not run: neither passed nor failed.
+const SKIPPED: u8 = 77;
 /// Failures that are printed; the rest is only counted.
 const FAILURES_SHOWN_MAX: usize = 10;
 
 impl Report {
     pub(crate) fn new(check: &'static str) -> Report {
-        Report { check, started: Instant::now(), figures: Map::new(), failures: Vec::new() }
+        Report { check, started: Instant::now(), figures: Map::new(), failures: Vec::new(), skipped: false }
     }
 
     /// Adds a figure to the JSON line.
@@ -38,10 +41,11 @@ impl Report {
         }
     }
 
-    /// Notes that the check could not run, and why; it counts as passed and says so.
+    /// Notes that the check could not run, and why: it is not called passed then.
     pub(crate) fn skip(&mut self, why: &str) {
         eprintln!("SKIPPED: {why}");
         self.figure("skipped", why);
+        self.skipped = true;
     }
 
     /// Whether nothing has failed so far.
@@ -57,8 +61,12 @@ impl Report {
         self.figure("check", self.check);
         self.figure("seconds", (self.started.elapsed().as_secs_f64() * 10.0).round() / 10.0);
         self.figure("failures", self.failures.len());
-        self.figure("passed", self.passed());
+        self.figure("passed", self.passed() && !self.skipped);
         println!("{}", Value::Object(self.figures));
-        if self.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        match (self.failures.is_empty(), self.skipped) {
+            (false, _) => ExitCode::FAILURE,
+            (true, true) => ExitCode::from(SKIPPED),
+            (true, false) => ExitCode::SUCCESS,
+        }
     }
 }

@@ -35,7 +35,7 @@ pub(crate) fn test() -> Result<()> {
     report.stage("sim seeds", || run_built("weft-sim", "debug", &["run", "--seeds", SEEDS_CI]))?;
     report.stage("sim meta", || run_built("weft-sim", "debug", &["meta", "--seed", "1"]))?;
     for (check, _) in CHECKS {
-        report.stage(&format!("e2e {check}"), || run_built("weft-e2e", "debug", &[check]))?;
+        report.check(&format!("e2e {check}"), || run_check(check, &[]))?;
     }
     report.print("test");
     Ok(())
@@ -48,13 +48,12 @@ pub(crate) fn proof() -> Result<()> {
     report.stage("sim seeds", || run_built("weft-sim", "debug", &["run", "--seeds", SEEDS_PROOF]))?;
     report.stage("sim meta", || run_built("weft-sim", "debug", &["meta", "--seed", "7"]))?;
     for (check, breaks) in CHECKS {
-        report.stage(&format!("e2e {check}"), || run_built("weft-e2e", "debug", &[check]))?;
+        report.check(&format!("e2e {check}"), || run_check(check, &[]))?;
         for name in breaks {
-            report.stage(&format!("e2e {check} --break {name}"), || {
-                match run_built("weft-e2e", "debug", &[check, "--break", name]) {
-                    Ok(()) => bail!("the check passed although its input was broken"),
-                    Err(_) => Ok(()),
-                }
+            report.check(&format!("e2e {check} --break {name}"), || match run_check(check, &["--break", name]) {
+                Ok(Ended::Passed) => bail!("the check passed although its input was broken"),
+                Ok(Ended::Skipped) => Ok(Ended::Skipped),
+                Err(_) => Ok(Ended::Passed),
             })?;
         }
     }
@@ -75,7 +74,9 @@ pub(crate) fn sim(rest: &[String]) -> Result<()> {
 /// `weft-e2e` with `rest`.
 pub(crate) fn e2e(rest: &[String]) -> Result<()> {
     build_bins()?;
-    run_built("weft-e2e", "debug", &rest.iter().map(String::as_str).collect::<Vec<_>>())
+    let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
+    let (check, rest) = rest.split_first().context("name a check")?;
+    run_check(check, rest).map(drop)
 }
 
 /// `weft-bench` with `rest`, on a release build.
@@ -123,26 +124,84 @@ fn target_folder() -> PathBuf {
     }
 }
 
+/// The exit code of a check that could not run on this machine.
+const SKIPPED: i32 = 77;
+
+/// How a stage that has not failed ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    Passed,
+    /// It could not run here, and has said why.
+    Skipped,
+}
+
+/// `weft-e2e` with one check.
+fn run_check(check: &str, rest: &[&str]) -> Result<Ended> {
+    let mut command = Command::new(target_folder().join("debug").join("weft-e2e"));
+    let status = command.arg(check).args(rest).current_dir(root()).status().context("start weft-e2e")?;
+    match status.code() {
+        Some(0) => Ok(Ended::Passed),
+        Some(SKIPPED) => Ok(Ended::Skipped),
+        _ => bail!("weft-e2e {check} {rest:?} ended with {status}"),
+    }
+}
+
 /// Seconds per stage, printed as each ends and once more at the end.
 #[derive(Default)]
 struct Report {
-    stages: Vec<(String, f64)>,
+    stages: Vec<(String, f64, Ended)>,
 }
 
 impl Report {
     fn stage(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.check(name, || work().map(|()| Ended::Passed))
+    }
+
+    /// A stage that this machine may not be able to run.
+    fn check(&mut self, name: &str, work: impl FnOnce() -> Result<Ended>) -> Result<()> {
         println!("== {name}");
         let started = Instant::now();
         let result = work();
         let seconds = started.elapsed().as_secs_f64();
-        println!("== {name}: {} in {seconds:.1} s", if result.is_ok() { "passed" } else { "FAILED" });
-        self.stages.push((name.to_owned(), seconds));
-        result.with_context(|| format!("stage {name}"))
+        let word = match &result {
+            Ok(Ended::Passed) => "passed",
+            Ok(Ended::Skipped) => "SKIPPED",
+            Err(_) => "FAILED",
+        };
+        println!("== {name}: {word} in {seconds:.1} s");
+        let ended = result.with_context(|| format!("stage {name}"))?;
+        self.stages.push((name.to_owned(), seconds, ended));
+        Ok(())
     }
 
     fn print(&self, what: &str) {
-        let total: f64 = self.stages.iter().map(|(_, seconds)| seconds).sum();
-        let each: Vec<String> = self.stages.iter().map(|(name, seconds)| format!("{name} {seconds:.1} s")).collect();
-        println!("{what}: all {} stages passed in {total:.1} s ({})", self.stages.len(), each.join(", "));
+        println!("{}", self.summary(what));
+    }
+
+    /// One line: how many passed, how many could not run and which, and how long each took.
+    fn summary(&self, what: &str) -> String {
+        let total: f64 = self.stages.iter().map(|(_, seconds, _)| seconds).sum();
+        let each: Vec<String> = self.stages.iter().map(|(name, seconds, _)| format!("{name} {seconds:.1} s")).collect();
+        let skipped: Vec<&str> =
+            self.stages.iter().filter(|(.., ended)| *ended == Ended::Skipped).map(|(name, ..)| name.as_str()).collect();
+        let passed = self.stages.len() - skipped.len();
+        let names = if skipped.is_empty() { String::new() } else { format!(" ({})", skipped.join(", ")) };
+        let skipped = skipped.len();
+        format!("{what}: {passed} stages passed, {skipped} skipped{names}, in {total:.1} s ({})", each.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_skipped_is_not_called_passed() {
+        let mut report = Report::default();
+        report.stage("fmt", || Ok(())).expect("it passes");
+        report.check("e2e grpc", || Ok(Ended::Skipped)).expect("it is skipped");
+        let summary = report.summary("test");
+        assert!(summary.starts_with("test: 1 stages passed, 1 skipped (e2e grpc), in "), "{summary}");
+        assert!(report.check("e2e full", || bail!("no")).is_err());
     }
 }
