@@ -2,6 +2,9 @@
 
 use weft_proto::v1::Balance;
 
+/// Of two idle instances, the better one is chosen for sure if its cost is less than the other's by this factor.
+const IDLE_MARGIN: u128 = 2;
+
 /// What is known of an instance at the moment of a choice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -92,6 +95,8 @@ fn is_better(one: Candidate, other: Candidate) -> bool {
     };
     let known = one.latency_us > 0 && other.latency_us > 0;
     let (ones, others) = if known { (one.latency_us, other.latency_us) } else { (1, 1) };
+    // Idle ones that are about as quick are left to the dice: calls one after another would all go to the quickest.
+    let margin = if one.in_flight == 0 && other.in_flight == 0 { IDLE_MARGIN } else { 1 };
     // Each is multiplied by the other's weight: no division.
-    cost(one, other.weight, ones) < cost(other, one.weight, others)
+    cost(one, other.weight, ones) * margin < cost(other, one.weight, others)
 }

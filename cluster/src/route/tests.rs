@@ -59,6 +59,17 @@ fn each_way_of_balancing_gives_its_shares() {
 }
 
 #[test]
+fn least_request_spreads_calls_that_come_one_after_another() {
+    let latencies = [1_000, 1_300, 9_000].map(|latency_us| Candidate { latency_us, ..FRESH });
+    let (mut seed, mut calls) = (5, [0; 3]);
+    for turn in 0..3_000 {
+        calls[choose(Balance::LeastRequest, 3, |index| latencies[index], turn, random(&mut seed)).expect("three")] += 1;
+    }
+    assert!(calls[0] > 1_200 && calls[1] > 1_200, "about as quick: {calls:?}");
+    assert_eq!(calls[2], 0, "far slower: {calls:?}");
+}
+
+#[test]
 fn least_request_gives_by_weight_when_all_else_is_equal() {
     // Each call stays: the one with twice the weight gets twice the calls.
     let mut candidates = [FRESH, Candidate { weight: 200, ..FRESH }];
