@@ -28,6 +28,9 @@ pub struct Cli {
         default_value = "127.0.0.1:7400"
     )]
     pub(crate) server: Vec<String>,
+    /// The namespace of the topics, groups and services that are named.
+    #[arg(long, global = true, value_name = "NAME", default_value = "default")]
+    pub(crate) namespace: String,
     /// Print JSON for machines; a failure is an object {"code", "message", "retry"} on stderr.
     // `weft call` has a flag of this name that takes a value; both are one to clap, so both have one type.
     #[arg(long, global = true, num_args = 0, default_missing_value = "")]
@@ -162,6 +165,9 @@ pub(crate) enum Topic {
         /// The largest event accepted, with its key and headers: bytes, or a size as 64KiB; 8 MiB at most.
         #[arg(long, default_value = "1MiB", value_name = "SIZE", value_parser = parse_size)]
         event_bytes_max: u32,
+        /// Leave a topic of this name as it is; that it has other partitions or sizes is said.
+        #[arg(long)]
+        if_not_exists: bool,
     },
     /// List all topics.
     List,
@@ -181,10 +187,13 @@ pub(crate) enum Topic {
         #[arg(long)]
         partition: Option<u32>,
     },
-    /// Delete a topic and its events.
+    /// Delete a topic and its events. On a terminal it is asked first.
     Delete {
         /// The topic.
         name: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
     },
 }
 
@@ -341,11 +350,28 @@ pub(crate) enum Service {
         balance: Option<BalanceBy>,
         /// A method that may be retried after it has reached an instance, as SERVICE/METHOD or SERVICE/*. What is given
         /// replaces the list.
-        #[arg(long, value_name = "METHOD")]
+        #[arg(long, value_name = "METHOD", conflicts_with_all = ["add_idempotent", "remove_idempotent"])]
         idempotent: Vec<String>,
+        /// A method to add to the list.
+        #[arg(long, value_name = "METHOD")]
+        add_idempotent: Vec<String>,
+        /// A method to take out of the list.
+        #[arg(long, value_name = "METHOD")]
+        remove_idempotent: Vec<String>,
         /// No method may.
-        #[arg(long, conflicts_with = "idempotent")]
+        #[arg(long, conflicts_with_all = ["idempotent", "add_idempotent", "remove_idempotent"])]
         none_idempotent: bool,
+        /// Take methods that the service does not know of, or cannot be asked about.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Delete a service with its settings. One that has instances is kept, unless they are to go too.
+    Delete {
+        /// The service.
+        name: String,
+        /// Take its instances out too: no new call is sent to them.
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -366,7 +392,8 @@ pub(crate) struct RegisterService {
     /// A full gRPC service name that it serves.
     #[arg(long = "grpc-service", value_name = "NAME")]
     pub(crate) grpc_services: Vec<String>,
-    /// Its share of the calls.
+    /// Its share of the calls, relative to the others'; exact with `--balance weighted`, under load with
+    /// least-request; round-robin and random do not mind it.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) weight: u32,
     /// Where it runs; the zone of its home node if not given.

@@ -7,10 +7,10 @@ use weft_sdk::{Group, GroupDescription};
 use super::args::Group as Command;
 use super::failure::Failure;
 use super::output::Output;
-use super::server;
+use super::server::Target;
 
-pub(crate) async fn run(command: Command, servers: &[String], output: &mut Output) -> Result<(), Failure> {
-    let client = server::connect(servers).await?;
+pub(crate) async fn run(command: Command, target: &Target, output: &mut Output) -> Result<(), Failure> {
+    let client = target.connect().await?;
     match command {
         Command::List { topic } => list(&client.groups().list(topic.as_deref()).await?, output),
         Command::Describe { topic, group } => {

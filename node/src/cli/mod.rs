@@ -36,6 +36,7 @@ pub use self::args::Cli;
 use self::args::Command;
 use self::failure::Failure;
 use self::output::Output;
+use self::server::Target;
 
 /// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
@@ -95,17 +96,17 @@ fn help_or_usage(error: &clap::Error) -> ExitCode {
 
 async fn run(cli: Cli) -> Result<(), Failure> {
     let mut output = Output::new(cli.json.is_some());
-    let server = cli.server;
+    let target = Target { servers: cli.server, namespace: cli.namespace };
     match cli.command {
         Command::Dev(dev) => dev::run(dev).await?,
         Command::Start(start) => start::run(*start).await?,
-        Command::Topic(command) => topic::run(command, &server, &mut output).await?,
-        Command::Group(command) => group::run(command, &server, &mut output).await?,
-        Command::Publish(publish) => publish::run(*publish, &server, &mut output).await?,
-        Command::Subscribe(subscribe) => subscribe::run(subscribe, &server, &mut output).await?,
-        Command::Service(command) => service::run(command, &server, &mut output).await?,
-        Command::Call(call) => call::run(call, &server, &mut output).await?,
-        Command::Cluster(command) => cluster::run(command, &server, &mut output).await?,
+        Command::Topic(command) => topic::run(command, &target, &mut output).await?,
+        Command::Group(command) => group::run(command, &target, &mut output).await?,
+        Command::Publish(publish) => publish::run(*publish, &target, &mut output).await?,
+        Command::Subscribe(subscribe) => subscribe::run(subscribe, &target, &mut output).await?,
+        Command::Service(command) => service::run(command, &target, &mut output).await?,
+        Command::Call(call) => call::run(call, &target, &mut output).await?,
+        Command::Cluster(command) => cluster::run(command, &target.servers, &mut output).await?,
         Command::Ca(command) => ca::run(command, &mut output)?,
         Command::Config(command) => config::run(command, &mut output)?,
         Command::Shard(command) => shard::run(command, &mut output)?,

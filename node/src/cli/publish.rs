@@ -11,25 +11,26 @@ use serde_json::{Map, Value, json};
 use weft_sdk::{Ack, Event, EventReceipt, Pending, Producer, Published};
 
 use super::args::{AckLevel, Publish};
+use super::encode;
 use super::failure::Failure;
 use super::input::{self, Bad, Defaults, Row, Source};
 use super::output::{Output, QUIET};
 use super::owners::Owners;
-use super::{encode, server};
+use super::server::Target;
 
 /// Receipts waited for with `--json`; the input is read no further meanwhile.
 const RECEIPTS_WAITING_MAX: usize = 65_536;
 /// A person is told what a publish waits for after this.
 const TELL_WAITS_AFTER: Duration = Duration::from_secs(1);
 
-pub(crate) async fn run(publish: Publish, servers: &[String], output: &mut Output) -> Result<(), Failure> {
+pub(crate) async fn run(publish: Publish, target: &Target, output: &mut Output) -> Result<(), Failure> {
     if publish.key_column.is_some() && publish.csv.is_none() {
         return Err(Failure::invalid("--key-column goes with --csv"));
     }
     let defaults = Defaults { event_type: publish.event_type.clone(), headers: headers(&publish.headers)? };
     // Files are looked at before the cluster is: a wrong name is told at once.
     let single = single(&publish, &defaults)?;
-    let client = server::connect_within(publish.patience, servers).await?;
+    let client = target.connect_within(publish.patience).await?;
     let ack = match publish.ack {
         AckLevel::Accepted => Ack::Accepted,
         AckLevel::Committed => Ack::Committed,

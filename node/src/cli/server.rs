@@ -14,15 +14,35 @@ const TELL_AFTER: Duration = Duration::from_secs(2);
 /// Between two looks at what it waits for.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Connects to the first of the given nodes that answers.
-pub(crate) async fn connect(servers: &[String]) -> Result<Client, Failure> {
-    connect_within(PATIENCE, servers).await
+/// Who is asked, and about which namespace.
+pub(crate) struct Target {
+    /// Nodes, as host:port.
+    pub(crate) servers: Vec<String>,
+    /// The namespace of the names on the command line.
+    pub(crate) namespace: String,
 }
 
-/// The same for a command that waits at most so long, for this and for each answer.
-pub(crate) async fn connect_within(patience: Duration, servers: &[String]) -> Result<Client, Failure> {
+impl Target {
+    /// Connects to the first of the nodes that answers.
+    pub(crate) async fn connect(&self) -> Result<Client, Failure> {
+        self.connect_within(PATIENCE).await
+    }
+
+    /// The same for a command that waits at most so long, for this and for each answer.
+    pub(crate) async fn connect_within(&self, patience: Duration) -> Result<Client, Failure> {
+        connect_as(&self.namespace, patience, &self.servers).await
+    }
+}
+
+/// Connects to the first of the given nodes that answers.
+pub(crate) async fn connect(servers: &[String]) -> Result<Client, Failure> {
+    connect_as("default", PATIENCE, servers).await
+}
+
+async fn connect_as(namespace: &str, patience: Duration, servers: &[String]) -> Result<Client, Failure> {
     let patience = patience.min(PATIENCE);
-    let client = Client::builder().servers(servers.iter().cloned()).patience(patience).start()?;
+    let client = Client::builder().servers(servers.iter().cloned()).namespace(namespace).patience(patience);
+    let client = client.refused_at_once().start()?;
     if !super::wants_json() {
         tokio::spawn(tell_waits(client.clone()));
     }

@@ -6,10 +6,11 @@ use serde_json::{Map, Value};
 use weft_sdk::{Consumer, Event, Observer, StartAt};
 
 use super::args::Subscribe;
+use super::encode;
 use super::failure::Failure;
 use super::output::{Output, QUIET};
 use super::owners::Owners;
-use super::{encode, server};
+use super::server::Target;
 
 /// Events of a group in flight; no more than are to be printed.
 const CREDIT: u64 = 256;
@@ -23,8 +24,8 @@ struct Line<'a> {
     event: &'a Event,
 }
 
-pub(crate) async fn run(subscribe: Subscribe, servers: &[String], output: &mut Output) -> Result<(), Failure> {
-    let client = server::connect(servers).await?;
+pub(crate) async fn run(subscribe: Subscribe, target: &Target, output: &mut Output) -> Result<(), Failure> {
+    let client = target.connect().await?;
     let mut subscriber = client.subscriber(&subscribe.topic);
     if let Some(start) = subscribe.from {
         subscriber = subscriber.start(start);

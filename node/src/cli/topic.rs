@@ -1,30 +1,80 @@
 //! `weft topic`.
 
+use std::io::IsTerminal;
+
 use serde_json::{Map, Value, json};
-use weft_sdk::{Client, StartAt, Topic, TopicDescription};
+use weft_sdk::{Client, ErrorCode, StartAt, Topic, TopicDescription};
 
 use super::args::Topic as Command;
+use super::encode;
 use super::failure::Failure;
 use super::output::Output;
 use super::owners::Owners;
-use super::{encode, server};
+use super::server::Target;
 
-pub(crate) async fn run(command: Command, servers: &[String], output: &mut Output) -> Result<(), Failure> {
-    let client = server::connect(servers).await?;
+pub(crate) async fn run(command: Command, target: &Target, output: &mut Output) -> Result<(), Failure> {
+    let client = target.connect().await?;
     match command {
-        Command::Create { name, partitions, event_bytes_max } => {
-            let topic = client.topics().create_sized(&name, partitions, event_bytes_max).await?;
+        Command::Create { name, partitions, event_bytes_max, if_not_exists } => {
+            let topic = match client.topics().create_sized(&name, partitions, event_bytes_max).await {
+                Ok(topic) => topic,
+                Err(error) if if_not_exists && error.code() == ErrorCode::TopicExists => {
+                    let topic = client.topics().describe(&name).await?.topic.unwrap_or_default();
+                    let differs = differs(&topic, partitions, event_bytes_max);
+                    let sentence = format!("topic {name} exists with {} partitions{differs}", topic.partitions);
+                    return output.say(&topic_json(&topic), sentence);
+                }
+                Err(error) => return Err(error.into()),
+            };
             let sentence = format!("created topic {} with {} partitions", topic.name, topic.partitions);
             output.say(&topic_json(&topic), sentence)
         }
         Command::List => list(&client.topics().list().await?, output),
         Command::Describe { name } => describe(&client.topics().describe(&name).await?, output),
         Command::Dump { name, partition } => dump(&client, &name, partition, output).await,
-        Command::Delete { name } => {
+        Command::Delete { name, yes } => {
+            if !yes {
+                agreed(&client, &name, output).await?;
+            }
             client.topics().delete(&name).await?;
             output.say(&json!({"deleted": name}), format_args!("deleted topic {name}"))
         }
     }
+}
+
+/// What a topic that is there has otherwise than was asked for.
+fn differs(topic: &Topic, partitions: u32, event_bytes_max: u32) -> String {
+    let mut asked = Vec::new();
+    if topic.partitions != partitions {
+        asked.push(format!("{partitions} partitions"));
+    }
+    if topic.event_bytes_max != event_bytes_max {
+        asked.push(format!("events of {event_bytes_max} bytes, where it takes {}", topic.event_bytes_max));
+    }
+    if asked.is_empty() { String::new() } else { format!("; it is left so, though asked for {}", asked.join(" and ")) }
+}
+
+/// Asks a person who sits at a terminal whether a topic may go. Scripts mean what they say.
+async fn agreed(client: &Client, name: &str, output: &Output) -> Result<(), Failure> {
+    if output.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Ok(());
+    }
+    let description = client.topics().describe(name).await?;
+    let events: u64 = description
+        .partitions
+        .iter()
+        .map(|place| place.end_offset.unwrap_or(0).saturating_sub(place.start_offset.unwrap_or(0)))
+        .sum();
+    eprint!("delete topic {name} with its {events} events and {} groups? y/N ", description.groups.len());
+    let answer = tokio::task::spawn_blocking(|| std::io::stdin().lines().next()).await;
+    match answer {
+        Ok(Some(Ok(line))) if is_yes(&line) => Ok(()),
+        _ => Err(Failure::failed(format!("topic {name} is not deleted; --yes deletes without asking"))),
+    }
+}
+
+fn is_yes(line: &str) -> bool {
+    matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes")
 }
 
 fn topic_json(topic: &Topic) -> Value {
@@ -125,4 +175,23 @@ async fn dump(client: &Client, name: &str, partition: Option<u32>, output: &mut 
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_topic_has_otherwise_is_said() {
+        let topic = Topic { partitions: 4, event_bytes_max: 1 << 20, ..Topic::default() };
+        assert_eq!(differs(&topic, 4, 1 << 20), "");
+        assert!(differs(&topic, 8, 1 << 20).ends_with("asked for 8 partitions"));
+        assert!(differs(&topic, 8, 1).contains("8 partitions and events of 1 bytes, where it takes 1048576"));
+    }
+
+    #[test]
+    fn only_a_clear_yes_deletes() {
+        assert!(is_yes("y\n") && is_yes(" YES "));
+        assert!(!is_yes("") && !is_yes("yep") && !is_yes("n"));
+    }
 }

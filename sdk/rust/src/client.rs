@@ -39,6 +39,7 @@ pub struct Builder {
     connect_timeout: Duration,
     patience: Duration,
     keep_alive: Duration,
+    refused_at_once: bool,
 }
 
 /// Reads a wall clock: milliseconds since 1970.
@@ -95,6 +96,13 @@ impl Builder {
         self
     }
 
+    /// Fails the wait for the first connection as soon as nothing listens at any of the servers: for who sits and waits
+    /// for a command, and rather reads of a wrong address at once. Default: they are tried until the patience is over.
+    pub fn refused_at_once(mut self) -> Self {
+        self.refused_at_once = true;
+        self
+    }
+
     /// Connects to the first node that answers.
     ///
     /// # Errors
@@ -120,7 +128,8 @@ impl Builder {
             keeper::spawn(servers, self.connector, patience, StdRng::seed_from_u64(seed.wrapping_add(1)));
         let dice = Mutex::new(StdRng::seed_from_u64(seed));
         let (namespace, patience, clock, waits) = (self.namespace, self.patience, self.clock, Mutex::default());
-        Ok(Client { inner: Arc::new(Inner { namespace, patience, clock, link, failed, dice, waits }) })
+        let refused_at_once = self.refused_at_once;
+        Ok(Client { inner: Arc::new(Inner { namespace, patience, clock, link, failed, dice, waits, refused_at_once }) })
     }
 }
 
@@ -138,6 +147,7 @@ struct Inner {
     failed: mpsc::Sender<u64>,
     dice: Mutex<StdRng>,
     waits: Mutex<Waits>,
+    refused_at_once: bool,
 }
 
 /// What is under way and has no answer yet.
@@ -198,6 +208,7 @@ impl Client {
             connect_timeout: Duration::from_secs(1),
             patience: Duration::from_secs(10),
             keep_alive: Duration::from_secs(2),
+            refused_at_once: false,
         }
     }
 
@@ -260,7 +271,7 @@ impl Client {
     pub fn connected_to(&self) -> Option<String> {
         match &*self.inner.link.borrow() {
             Link::Up(connection) => Some(connection.address.to_string()),
-            Link::Down(_) => None,
+            Link::Down(_) | Link::Refused(_) => None,
         }
     }
 
@@ -270,9 +281,21 @@ impl Client {
     /// `Unreachable`: no node answered within the client's patience.
     pub async fn connected(&self) -> Result<(), Error> {
         let waiting = Waiting::new(&self.inner);
-        let connection = self.connection(Instant::now() + self.inner.patience).await;
+        let mut link = self.inner.link.clone();
+        let refused = async {
+            let refused = link.wait_for(|link| matches!(link, Link::Refused(_))).await;
+            match refused.as_deref() {
+                Ok(Link::Refused(error)) if self.inner.refused_at_once => error.clone(),
+                _ => std::future::pending().await,
+            }
+        };
+        let connection = tokio::select! {
+            biased;
+            connection = self.connection(Instant::now() + self.inner.patience) => connection.map(drop),
+            error = refused => Err(error),
+        };
         drop(waiting);
-        connection.map(drop)
+        connection
     }
 
     /// Why requests have no answer yet, if some are under way: for who wants to tell a person. Streams are not among
@@ -287,7 +310,7 @@ impl Client {
         }
         let text = match (&*self.inner.link.borrow(), why) {
             (_, Some(why)) => why.to_string(),
-            (Link::Down(Some(why)), None) => why.to_string(),
+            (Link::Down(Some(why)) | Link::Refused(why), None) => why.to_string(),
             (Link::Down(None), None) => "no connection yet".to_owned(),
             (Link::Up(connection), None) => format!("{} has not answered yet", connection.address),
         };
@@ -375,12 +398,12 @@ impl Client {
         if let Ok(up) = tokio::time::timeout_at(deadline, up).await {
             return match &*up.map_err(|_| Error::Closed)? {
                 Link::Up(connection) => Ok(connection.clone()),
-                Link::Down(_) => Err(Error::Closed),
+                Link::Down(_) | Link::Refused(_) => Err(Error::Closed),
             };
         }
         match &*self.inner.link.borrow() {
             Link::Up(connection) => Ok(connection.clone()),
-            Link::Down(Some(error)) => Err(error.clone()),
+            Link::Down(Some(error)) | Link::Refused(error) => Err(error.clone()),
             Link::Down(None) => Err(Error::Unreachable("no answer in time".into())),
         }
     }

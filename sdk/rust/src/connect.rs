@@ -10,12 +10,14 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::error::{Error, chain};
+use crate::error::{Error, chain, inmost};
 
 /// Flow-control window of one gRPC stream, bytes. With the tonic default bulk costs twice the CPU.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 /// Flow-control window of a connection, bytes.
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// How the sentence about a refused connection begins.
+const REFUSED: &str = "nothing listens on";
 /// The largest HTTP/2 frame, bytes: a whole batch in one.
 const FRAME_BYTES: u32 = 128 << 10;
 
@@ -84,13 +86,18 @@ pub fn server_address(text: &str) -> Result<String, Error> {
     Ok(address.to_owned())
 }
 
+/// Whether it is [`explain`]'s word for a refused connection.
+pub(crate) fn is_refusal(error: &Error) -> bool {
+    matches!(error, Error::Unreachable(why) if why.starts_with(REFUSED))
+}
+
 /// Why no connection came about, for a person who may have named the wrong address.
 pub fn explain(address: &str, error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = Some(error);
     while let Some(error) = cause {
         match error.downcast_ref::<io::Error>().map(io::Error::kind) {
             Some(io::ErrorKind::ConnectionRefused) => {
-                return format!("nothing listens on {address}; a node's client port is 7400 unless it says otherwise");
+                return format!("{REFUSED} {address}; a node's client port is 7400 unless it says otherwise");
             }
             Some(io::ErrorKind::TimedOut) => return format!("{address} does not answer"),
             Some(io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof) => {
@@ -102,6 +109,7 @@ pub fn explain(address: &str, error: &(dyn std::error::Error + 'static)) -> Stri
         }
     }
     let text = chain(error);
+    let inmost = inmost(error);
     if text.contains("lookup") || text.contains("resolve") {
         let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
         return format!("the name {host} does not resolve");
@@ -109,7 +117,7 @@ pub fn explain(address: &str, error: &(dyn std::error::Error + 'static)) -> Stri
     if text.contains("http2") || text.contains("h2 protocol") || text.contains("frame") {
         return format!("{address} answers, but not as a node's client port does (gRPC)");
     }
-    format!("{address}: {text}")
+    format!("{address}: {inmost}")
 }
 
 /// Opens an HTTP/2 connection to `host:port`.

@@ -127,7 +127,7 @@ impl From<tonic::Status> for Error {
             tonic::Code::FailedPrecondition => refused(ErrorCode::FailedPrecondition, Retry::Never),
             tonic::Code::Unimplemented => refused(ErrorCode::FeatureLevel, Retry::Never),
             tonic::Code::OutOfRange | tonic::Code::ResourceExhausted => refused(ErrorCode::TooLarge, Retry::Never),
-            _ => Error::Lost(chain(&status).into()),
+            _ => Error::Lost(told(&status).into()),
         }
     }
 }
@@ -144,6 +144,26 @@ fn default_retry(code: ErrorCode) -> Retry {
         ErrorCode::OutcomeUnknown | ErrorCode::Deadline => Retry::IfIdempotent,
         _ => Retry::Never,
     }
+}
+
+/// What a status that no node has sent says, without the names of types that its libraries put there.
+fn told(status: &tonic::Status) -> String {
+    let cause = std::error::Error::source(status).map(inmost);
+    match cause {
+        Some(cause) if status.message().is_empty() || cause.contains(status.message()) => cause,
+        Some(cause) if !status.message().contains(&cause) => format!("{}: {cause}", status.message()),
+        None if status.message().is_empty() => status.code().to_string(),
+        _ => status.message().to_owned(),
+    }
+}
+
+/// The message of the last of an error's causes: what happened, without the layers that passed it on.
+pub(crate) fn inmost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string()
 }
 
 /// The message of an error with those of its causes.
@@ -167,6 +187,13 @@ mod tests {
     use tonic_types::ErrorDetails;
 
     use super::*;
+
+    #[test]
+    fn a_lost_connection_is_told_without_names_of_types() {
+        let broken = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        let lost = Error::from(tonic::Status::from_error(Box::new(broken))).to_string();
+        assert!(lost.ends_with("broken pipe") && !lost.contains("::") && !lost.contains("source"), "{lost}");
+    }
 
     #[test]
     fn a_refusal_after_an_unknown_outcome_is_unknown() {

@@ -35,6 +35,8 @@ pub(crate) struct Connection {
 pub(crate) enum Link {
     /// Looking for a node; the last failure.
     Down(Option<Error>),
+    /// The same, and nothing listens at any address that is known.
+    Refused(Error),
     Up(Connection),
 }
 
@@ -48,8 +50,8 @@ pub(crate) fn spawn(
 ) -> (watch::Receiver<Link>, mpsc::Sender<u64>) {
     let (publish, link) = watch::channel(Link::Down(None));
     let (failed_send, failed) = mpsc::channel(4);
-    let keeper =
-        Keeper { nodes: Nodes::new(servers), connector, patience, dice, publish, failed, connections: 0, tries: 0 };
+    let nodes = Nodes::new(servers);
+    let keeper = Keeper { nodes, connector, patience, dice, publish, failed, connections: 0, tries: 0, refused: true };
     tokio::spawn(keeper.run());
     (link, failed_send)
 }
@@ -63,6 +65,8 @@ struct Keeper {
     failed: mpsc::Receiver<u64>,
     connections: u64,
     tries: u32,
+    /// Nothing has listened at any address of this round so far.
+    refused: bool,
 }
 
 type Watch = Option<Streaming<WatchMembersResponse>>;
@@ -76,8 +80,14 @@ impl Keeper {
                 Err(error) => error,
             };
             tracing::debug!(%error, "looking for another node");
+            let refusal = connect::is_refusal(&error).then(|| error.clone());
+            self.refused = refusal.is_some() && self.refused;
             self.publish.send_replace(Link::Down(Some(error)));
             if self.nodes.round_over() {
+                if let Some(error) = refusal.filter(|_| self.refused) {
+                    self.publish.send_replace(Link::Refused(error));
+                }
+                self.refused = true;
                 let pause = jittered(&mut self.dice, ROUND_PAUSE, self.tries);
                 self.tries += 1;
                 tokio::time::sleep(pause).await;

@@ -69,6 +69,26 @@ impl Services {
             .await
     }
 
+    /// Deletes a service: its settings, and every instance that it has.
+    ///
+    /// # Errors
+    /// `UnknownService`, and those of any request; then a part of it may be gone, and it can be deleted again.
+    pub async fn delete(&self, service: &str) -> Result<(), Error> {
+        let ServiceDescription { service: known, instances } = self.describe(service).await?;
+        let name = known.map_or_else(|| service.to_owned(), |known| known.name);
+        let gone = |error: &Error| matches!(error.code(), ErrorCode::NotFound | ErrorCode::UnknownService);
+        // Without settings a service is there only while it has an instance.
+        self.configure(&name, Some(Balance::LeastRequest), Some(Vec::new())).await?;
+        for instance in instances {
+            let request = DeregisterInstanceRequest { instance: instance.id, ..Default::default() };
+            match deregister(&self.client, request).await {
+                Err(error) if !gone(&error) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Sets how calls are balanced (`None`: as it is) and which methods may run more than once for one call (`None`: as
     /// they are), as "shop.Cart/Get" or "shop.Cart/*".
     ///

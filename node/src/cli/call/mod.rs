@@ -1,7 +1,7 @@
 //! `weft call`: one call of a user's service, with JSON, by the service's own reflection.
 
 mod codec;
-mod reflection;
+pub(super) mod reflection;
 
 use std::io::BufRead;
 use std::time::Duration;
@@ -17,19 +17,22 @@ use self::codec::Dynamic;
 use super::args::Call;
 use super::failure::Failure;
 use super::output::Output;
+use super::server::Target;
 
 /// How long a connection to one node is tried.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(3);
 /// The largest message sent or received.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// The metadata that names the namespace of a call.
+const NAMESPACE: &str = "weft-namespace";
 /// Messages between stdin and the call.
 const WAITING_MAX: usize = 16;
 
-pub(crate) async fn run(call: Call, servers: &[String], output: &mut Output) -> Result<(), Failure> {
+pub(crate) async fn run(call: Call, target: &Target, output: &mut Output) -> Result<(), Failure> {
     let path = call.method.trim_start_matches('/');
     let (service, method) = path.split_once('/').map_or((path, None), |(service, method)| (service, Some(method)));
-    let metadata = metadata(&call.headers)?;
-    let channel = connect(servers).await?;
+    let metadata = metadata(&call.headers, &target.namespace)?;
+    let channel = connect(&target.servers).await?;
     let described = reflection::describe(channel.clone(), service, &metadata);
     let described = tokio::time::timeout(call.timeout, described).await;
     let service = described.map_err(|_| Failure::late("its reflection did not answer", call.timeout))??;
@@ -48,7 +51,7 @@ fn chain(error: tonic::transport::Error) -> String {
 }
 
 /// Connects to the first node that answers.
-async fn connect(servers: &[String]) -> Result<Channel, Failure> {
+pub(super) async fn connect(servers: &[String]) -> Result<Channel, Failure> {
     let mut failures = Vec::new();
     for server in servers {
         let endpoint = Endpoint::from_shared(format!("http://{server}"))
@@ -61,7 +64,7 @@ async fn connect(servers: &[String]) -> Result<Channel, Failure> {
     Err(Failure::unreachable(failures.join("; ")))
 }
 
-fn find(service: &ServiceDescriptor, name: &str) -> Result<MethodDescriptor, Failure> {
+pub(super) fn find(service: &ServiceDescriptor, name: &str) -> Result<MethodDescriptor, Failure> {
     service.methods().find(|method| method.name() == name).ok_or_else(|| {
         let known: Vec<String> = service.methods().map(|method| method.name().to_owned()).collect();
         Failure::invalid(format!("{} has no method {name:?}; it has {}", service.full_name(), known.join(", ")))
@@ -172,8 +175,13 @@ fn message(of: &MessageDescriptor, value: Value) -> Result<DynamicMessage, Failu
 }
 
 /// Metadata from NAME=VALUE; the value of a name that ends with -bin is base64.
-fn metadata(headers: &[String]) -> Result<MetadataMap, Failure> {
+pub(super) fn metadata(headers: &[String], namespace: &str) -> Result<MetadataMap, Failure> {
     let mut metadata = MetadataMap::new();
+    if namespace != "default" {
+        let value =
+            namespace.parse().map_err(|_| Failure::invalid(format!("--namespace {namespace:?}: not a name")))?;
+        metadata.insert(NAMESPACE, value);
+    }
     for header in headers {
         let wrong = |why: &str| Failure::invalid(format!("--header {header}: {why}"));
         let (name, value) = header.split_once('=').ok_or_else(|| wrong("write NAME=VALUE"))?;

@@ -21,7 +21,7 @@ use super::super::failure::Failure;
 const FILES_MAX: usize = 1_000;
 
 /// The descriptor of `service`, with all it refers to.
-pub(super) async fn describe(
+pub(in crate::cli) async fn describe(
     channel: Channel,
     service: &str,
     metadata: &MetadataMap,
