@@ -283,10 +283,15 @@ impl Client {
         let waiting = Waiting::new(&self.inner);
         let mut link = self.inner.link.clone();
         let refused = async {
-            let refused = link.wait_for(|link| matches!(link, Link::Refused(_))).await;
-            match refused.as_deref() {
-                Ok(Link::Refused(error)) if self.inner.refused_at_once => error.clone(),
-                _ => std::future::pending().await,
+            // Nothing borrowed of the link is held over a wait.
+            let refusal = |link: &Link| match link {
+                Link::Refused(error) if self.inner.refused_at_once => Some(error.clone()),
+                _ => None,
+            };
+            let refused = link.wait_for(|link| refusal(link).is_some()).await.ok().and_then(|link| refusal(&link));
+            match refused {
+                Some(error) => error,
+                None => std::future::pending().await,
             }
         };
         let connection = tokio::select! {
