@@ -234,17 +234,18 @@ pub(crate) enum AckLevel {
   weft publish orders --key customer-7 --data 'one espresso'
   weft publish flights --csv flights.csv --key-column tailnum
   tail -f log.json | weft publish logs --json-lines -
+  seq 100 | weft publish numbers --lines -
 
 --csv: each row becomes one event of type csv.row, whose data is a JSON object of strings under the names of the header.
 --json-lines: each line is {\"key\": \"…\", \"data\": …, \"type\": \"…\", \"headers\": {…}}; all but data may be left out. Data that
-  is a string is published as it is, all else as JSON; key_base64 and data_base64 stand for bytes. Also taken: id, source,
+  is a string is published as it is, all else as the bytes that stand there; key_base64 and data_base64 stand for bytes. Also taken: id, source,
   subject, datacontenttype, and time_ms (milliseconds since 1970). partition, offset, epoch and attempt are passed over:
   lines of `weft subscribe --json` may be published as they are.
 
 With --json, one line per event, in the order of the input:
   {\"row\":1,\"key\":\"…\",\"partition\":0,\"offset\":0,\"epoch\":1,\"ack\":\"committed\",\"duplicate\":false,\"fsynced_nodes\":[…],\"fsynced_zones\":[…]}
 or, if it failed, {\"row\":1,\"key\":\"…\",\"error\":{\"code\":\"…\",\"message\":\"…\",\"retry\":\"…\"}}.")]
-#[command(group = clap::ArgGroup::new("input").required(true).args(["data", "file", "csv", "json_lines"]))]
+#[command(group = clap::ArgGroup::new("input").required(true).args(["data", "file", "csv", "json_lines", "lines"]))]
 pub(crate) struct Publish {
     /// The topic.
     pub(crate) topic: String,
@@ -266,6 +267,9 @@ pub(crate) struct Publish {
     /// A file of JSON lines; - is stdin.
     #[arg(long, value_name = "FILE")]
     pub(crate) json_lines: Option<PathBuf>,
+    /// A file each of whose lines is the data of one event; - is stdin.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) lines: Option<PathBuf>,
     /// The events' type.
     #[arg(long = "type", value_name = "TYPE")]
     pub(crate) event_type: Option<String>,
@@ -297,7 +301,8 @@ each is acked after it is printed.
 
 With --json, one line per event:
   {\"partition\":0,\"offset\":0,\"epoch\":1,\"attempt\":1,\"key\":\"…\",\"type\":\"…\",\"time_ms\":0,\"headers\":{…},\"data\":\"…\"}
-Bytes that are not UTF-8 are given as key_base64 and data_base64. attempt is there for groups only.")]
+Data of the content type application/json is given as JSON where it is an object, a list, a number, true, false or null on
+one line. Bytes that are not UTF-8 are given as key_base64 and data_base64. attempt is there for groups only.")]
 pub(crate) struct Subscribe {
     /// The topic.
     pub(crate) topic: String,
@@ -317,6 +322,9 @@ pub(crate) struct Subscribe {
     /// End when all that is stored now has been printed.
     #[arg(long, conflicts_with = "group")]
     pub(crate) until_end: bool,
+    /// Print each event's data alone, byte for byte, and a newline after it.
+    #[arg(long)]
+    pub(crate) raw: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -13,11 +13,17 @@ pub(crate) fn put(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     };
 }
 
-/// Bytes for a person: UTF-8 where they are, with control characters escaped, else `base64:…`.
+/// Bytes for a person: UTF-8 where they are, with control characters, and nothing else, escaped; else `base64:…`.
 pub(crate) fn show(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
-        Ok(text) if !text.contains(|letter: char| letter.is_control()) => text.to_owned(),
-        Ok(text) => text.escape_debug().to_string(),
+        Ok(text) => text.chars().fold(String::with_capacity(text.len()), |mut shown, letter| {
+            if letter.is_control() {
+                shown.extend(letter.escape_debug())
+            } else {
+                shown.push(letter)
+            }
+            shown
+        }),
         Err(_) => format!("base64:{}", STANDARD.encode(bytes)),
     }
 }
@@ -36,4 +42,16 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_control_characters_are_escaped() {
+        assert_eq!(show(b"{\"a\":\t'b'}\n"), "{\"a\":\\t'b'}\\n");
+        assert_eq!(show(b"{\"a\":1}"), "{\"a\":1}");
+        assert_eq!(show(&[0xff]), "base64:/w==");
+    }
 }

@@ -1,5 +1,8 @@
 //! Events to publish, read on a thread of their own: stdin cannot be read without blocking.
 
+mod members;
+mod quotes;
+
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -10,6 +13,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use weft_sdk::Event;
 
+use self::quotes::Quotes;
 use super::encode;
 use super::failure::Failure;
 
@@ -27,8 +31,16 @@ pub(crate) struct Defaults {
 
 /// Where rows come from.
 pub(crate) enum Source {
-    Csv { path: PathBuf, key_column: Option<String> },
+    Csv {
+        path: PathBuf,
+        key_column: Option<String>,
+    },
     JsonLines(PathBuf),
+    /// Each line is the data of one event.
+    Lines {
+        path: PathBuf,
+        key: Option<String>,
+    },
 }
 
 /// An event and its place in the input, from 1: the row after the header, or the line.
@@ -61,7 +73,10 @@ pub(crate) fn read(source: Source, defaults: Defaults, from: u64) -> Rows {
         let mut chunks = Chunks { rows, chunk: Vec::with_capacity(CHUNK_ROWS), from };
         let read = match source {
             Source::Csv { path, key_column } => read_csv(&path, key_column.as_deref(), &defaults, &mut chunks),
-            Source::JsonLines(path) => read_json_lines(&path, &defaults, &mut chunks),
+            Source::JsonLines(path) => read_lines(&path, &mut chunks, &|line| parse_line(line, &defaults)),
+            Source::Lines { path, key } => {
+                read_lines(&path, &mut chunks, &|line| Ok(plain_line(line, key.as_deref(), &defaults)))
+            }
         };
         let read = read.and_then(|rows| {
             chunks.flush()?;
@@ -120,13 +135,29 @@ pub(crate) fn open(path: &Path) -> Result<Box<dyn Read>, Failure> {
     Ok(Box::new(file))
 }
 
+/// The text in a file or stdin: a byte order mark at its beginning is none of it.
+fn open_text(path: &Path) -> Result<BufReader<Box<dyn Read>>, Failure> {
+    let mut input = BufReader::with_capacity(256 << 10, open(path)?);
+    if input.fill_buf()?.starts_with(b"\xef\xbb\xbf") {
+        input.consume(3);
+    }
+    Ok(input)
+}
+
 /// Returns how many rows there are.
 fn read_csv(path: &Path, key_column: Option<&str>, defaults: &Defaults, chunks: &mut Chunks) -> Result<u64, Stop> {
     let failure = |error: csv::Error| whole(Failure::invalid(format!("{}: {error}", path.display())));
-    let input = BufReader::with_capacity(256 << 10, open(path).map_err(whole)?);
+    let (input, quote) = Quotes::new(open_text(path).map_err(whole)?);
     // A row of another length is told with its number, below.
     let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(input);
     let columns = reader.byte_headers().map_err(failure)?.clone();
+    let unclosed = |at: &str, row| {
+        let message = format!("{}: {at} has a quote that is not closed before the end of the file", path.display());
+        Some(Bad { row, failure: Failure::invalid(message) })
+    };
+    if quote.at_end() {
+        return Err(unclosed("the header", None));
+    }
     let mut known = BTreeSet::new();
     if let Some(twice) = columns.iter().find(|name| !known.insert(*name)) {
         let message = format!("{} has two columns `{}`", path.display(), String::from_utf8_lossy(twice));
@@ -149,6 +180,10 @@ fn read_csv(path: &Path, key_column: Option<&str>, defaults: &Defaults, chunks: 
     let mut number = 0;
     while reader.read_byte_record(&mut row).map_err(failure)? {
         number += 1;
+        if quote.at_end() {
+            let line = row.position().map_or(0, csv::Position::line);
+            return Err(unclosed(&format!("row {number} (line {line})"), Some(number)));
+        }
         if number < chunks.from {
             continue;
         }
@@ -206,10 +241,10 @@ fn row_as_json(names: &[String], row: &csv::ByteRecord) -> Result<String, usize>
 }
 
 /// Returns how many lines there are.
-fn read_json_lines(path: &Path, defaults: &Defaults, chunks: &mut Chunks) -> Result<u64, Stop> {
+fn read_lines(path: &Path, chunks: &mut Chunks, parse: &dyn Fn(&str) -> Result<Event, String>) -> Result<u64, Stop> {
     // What is typed or piped in is published line by line, a file in chunks.
     let live = path.as_os_str() == "-";
-    let mut lines = BufReader::with_capacity(256 << 10, open(path).map_err(whole)?);
+    let mut lines = open_text(path).map_err(whole)?;
     let mut line = String::new();
     let mut number = 0;
     loop {
@@ -224,39 +259,48 @@ fn read_json_lines(path: &Path, defaults: &Defaults, chunks: &mut Chunks) -> Res
         if number < chunks.from || line.trim().is_empty() {
             continue;
         }
-        let event = parse_line(&line, defaults).map_err(|reason| bad(Failure::invalid(reason)))?;
+        let event = parse(&line).map_err(|reason| bad(Failure::invalid(reason)))?;
         chunks.push(number, event, live)?;
     }
 }
 
-/// One line of `--json-lines`.
+/// One line of `--lines`, without its end.
+fn plain_line(line: &str, key: Option<&str>, defaults: &Defaults) -> Event {
+    let data = line.strip_suffix('\n').unwrap_or(line);
+    let data = data.strip_suffix('\r').unwrap_or(data);
+    Event {
+        key: key.unwrap_or_default().to_owned().into(),
+        data: data.to_owned().into(),
+        r#type: defaults.event_type.clone().unwrap_or_default(),
+        headers: defaults.headers.iter().cloned().collect(),
+        ..Event::default()
+    }
+}
+
+/// One line of `--json-lines`. Data that is no string is published as the bytes that stand there.
 fn parse_line(line: &str, defaults: &Defaults) -> Result<Event, String> {
-    // Its own count of lines would contradict the file's.
-    let plain = |error: serde_json::Error| error.to_string().split(" at line ").next().unwrap_or_default().to_owned();
-    let value: Value = serde_json::from_str(line).map_err(|error| format!("not JSON: {}", plain(error)))?;
-    let Value::Object(object) = value else {
-        return Err("not an object like {\"key\": \"…\", \"data\": …}".into());
-    };
+    let members = members::of(line)?;
     let mut event = Event {
         r#type: defaults.event_type.clone().unwrap_or_default(),
         headers: defaults.headers.iter().cloned().collect(),
         ..Event::default()
     };
-    let mut has_data = false;
-    for (name, value) in object {
+    let (mut has_data, mut json) = (false, false);
+    for (name, raw) in members {
+        if name == "data" && !raw.starts_with('"') {
+            has_data = true;
+            event.data = raw.to_owned().into();
+            json = true;
+            continue;
+        }
+        let value: Value = serde_json::from_str(raw).map_err(|error| format!("`{name}`: {error}"))?;
         let text = || value.as_str().map(str::to_owned).ok_or_else(|| format!("`{name}` is not a string"));
         match name.as_str() {
             "key" => event.key = text()?.into(),
             "key_base64" => event.key = encode::decode(&text()?)?.into(),
             "data" => {
                 has_data = true;
-                match &value {
-                    Value::String(text) => event.data = text.clone().into(),
-                    other => {
-                        event.data = other.to_string().into();
-                        event.datacontenttype = "application/json".into();
-                    }
-                }
+                event.data = text()?.into();
             }
             "data_base64" => {
                 has_data = true;
@@ -283,6 +327,9 @@ fn parse_line(line: &str, defaults: &Defaults) -> Result<Event, String> {
                 ));
             }
         }
+    }
+    if json && event.datacontenttype.is_empty() {
+        event.datacontenttype = "application/json".into();
     }
     if has_data { Ok(event) } else { Err("`data` is missing".into()) }
 }
@@ -356,6 +403,26 @@ mod tests {
         assert_eq!((numbers, bad.row), (vec![1], Some(3)));
         assert!(bad.failure.message.contains("line 3: not JSON"), "{}", bad.failure.message);
         assert!(matches!(all(lines, false, 4), (numbers, None) if numbers == [4]));
+    }
+
+    #[test]
+    fn data_is_published_as_it_stands_there() {
+        for data in [r#"{"b":1.10,"a":1e400}"#, "12345678901234567890123", r#"[ 1,  2 ]"#, "null"] {
+            let event = parse_line(&format!("{{\"key\":\"k\",\"data\": {data} }}\n"), &Defaults::default()).unwrap();
+            assert_eq!((&event.data[..], event.datacontenttype.as_str()), (data.as_bytes(), "application/json"));
+        }
+        let plain = plain_line("{\"data\": 1} \r\n", Some("k"), &Defaults::default());
+        assert_eq!((&plain.key[..], &plain.data[..]), (&b"k"[..], &b"{\"data\": 1} "[..]));
+    }
+
+    #[test]
+    fn an_open_quote_and_a_byte_order_mark_are_found() {
+        let (numbers, bad) = all("a,b\n1,2\n3,\"4\n5,6\n7,8\n", true, 1);
+        let bad = bad.expect("the quote of row 2 is open");
+        assert_eq!((numbers, bad.row), (vec![1], Some(2)));
+        assert!(bad.failure.message.contains("row 2 (line 3) has a quote"), "{}", bad.failure.message);
+        assert!(all("\u{feff}\"a\",b\n1,2\n", true, 1).1.is_none());
+        assert!(all("\u{feff}{\"data\":1}\n", false, 1).1.is_none());
     }
 
     #[test]

@@ -38,6 +38,14 @@ impl Output {
         if self.live { self.flush() } else { Ok(()) }
     }
 
+    /// Prints bytes as they are, and a newline.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.stdout.write_all(bytes)?;
+        self.stdout.write_all(b"\n")?;
+        self.dirty = true;
+        if self.live { self.flush() } else { Ok(()) }
+    }
+
     /// Prints an object with `--json`, else a sentence.
     pub(crate) fn say(&mut self, object: &Value, sentence: impl std::fmt::Display) -> Result<(), Failure> {
         if self.json { self.line(object) } else { self.line(sentence) }

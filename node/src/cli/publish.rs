@@ -47,11 +47,14 @@ pub(crate) async fn run(publish: Publish, target: &Target, output: &mut Output) 
         if let Some(event) = single {
             return one(&producer, event, output).await;
         }
-        let source = match (publish.csv, publish.json_lines) {
-            (Some(path), _) => Source::Csv { path, key_column: publish.key_column },
-            (None, Some(path)) => Source::JsonLines(path),
-            (None, None) => {
-                return Err(Failure::invalid("nothing to publish: give --data, --file, --csv or --json-lines"));
+        let source = match (publish.csv, publish.json_lines, publish.lines) {
+            (Some(path), ..) => Source::Csv { path, key_column: publish.key_column },
+            (None, Some(path), _) => Source::JsonLines(path),
+            (None, None, Some(path)) => Source::Lines { path, key: publish.key },
+            (None, None, None) => {
+                return Err(Failure::invalid(
+                    "nothing to publish: give --data, --file, --csv, --json-lines or --lines",
+                ));
             }
         };
         many(&producer, input::read(source, defaults, publish.from_row), output).await

@@ -47,11 +47,11 @@ pub(crate) async fn run(subscribe: Subscribe, target: &Target, output: &mut Outp
             if let Some(StartAt::Offset(offset)) = subscribe.from {
                 tell_end(&observer, offset, subscribe.partition);
             }
-            observe(observer, &mut owners, count, output).await
+            observe(observer, &mut owners, count, subscribe.raw, output).await
         }
         Some(group) => {
             let consumer = owners.wait(subscriber.credit(CREDIT.min(count)).group(group)).await??;
-            consume(consumer, &mut owners, count, output).await
+            consume(consumer, &mut owners, count, subscribe.raw, output).await
         }
     }
 }
@@ -66,7 +66,13 @@ fn tell_end(observer: &Observer, offset: u64, partition: Option<u32>) {
     }
 }
 
-async fn observe(mut observer: Observer, owners: &mut Owners, count: u64, output: &mut Output) -> Result<(), Failure> {
+async fn observe(
+    mut observer: Observer,
+    owners: &mut Owners,
+    count: u64,
+    raw: bool,
+    output: &mut Output,
+) -> Result<(), Failure> {
     let mut stop = pin!(told_to_stop());
     let mut printed = 0;
     while printed < count {
@@ -79,7 +85,7 @@ async fn observe(mut observer: Observer, owners: &mut Owners, count: u64, output
         let Some(observed) = observed else { break };
         let event = observed.event()?;
         let (partition, offset, epoch) = (observed.partition, observed.offset, observed.epoch);
-        print(&Line { partition, offset, epoch, attempt: None, event: &event }, output)?;
+        print(&Line { partition, offset, epoch, attempt: None, event: &event }, raw, output)?;
         printed += 1;
     }
     Ok(())
@@ -91,7 +97,13 @@ async fn told_to_stop() {
 }
 
 /// Prints, then acks: an event is handled when it has been printed.
-async fn consume(mut consumer: Consumer, owners: &mut Owners, count: u64, output: &mut Output) -> Result<(), Failure> {
+async fn consume(
+    mut consumer: Consumer,
+    owners: &mut Owners,
+    count: u64,
+    raw: bool,
+    output: &mut Output,
+) -> Result<(), Failure> {
     let mut stop = pin!(told_to_stop());
     let mut printed = 0;
     // Printed, but perhaps still in the buffer.
@@ -105,7 +117,7 @@ async fn consume(mut consumer: Consumer, owners: &mut Owners, count: u64, output
         };
         let (partition, offset, epoch) = (delivery.partition, delivery.offset, delivery.epoch);
         let attempt = Some(delivery.attempt);
-        print(&Line { partition, offset, epoch, attempt, event: &delivery.event }, output)?;
+        print(&Line { partition, offset, epoch, attempt, event: &delivery.event }, raw, output)?;
         handled.push(delivery.handle);
         // A quarter of the credit, so that the node never waits for us.
         if handled.len() as u64 >= CREDIT / 4 {
@@ -123,8 +135,19 @@ fn ack(handled: &mut Vec<weft_sdk::Handle>, output: &mut Output) -> Result<(), F
     Ok(())
 }
 
-fn print(line: &Line<'_>, output: &mut Output) -> Result<(), Failure> {
+/// Data that can stand in a line of JSON as it is, and comes back from there as it was. A JSON string would not: data that
+/// is a string there is any text.
+fn json_data(event: &Event) -> Option<&str> {
+    let text = std::str::from_utf8(&event.data).ok().filter(|_| event.datacontenttype == "application/json")?;
+    let whole = text.trim() == text && !text.starts_with('"') && !text.contains(['\n', '\r']);
+    (whole && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()).then_some(text)
+}
+
+fn print(line: &Line<'_>, raw: bool, output: &mut Output) -> Result<(), Failure> {
     let Line { partition, offset, epoch, attempt, event } = line;
+    if raw {
+        return output.bytes(&event.data);
+    }
     if !output.json {
         let (key, data) = (encode::show(&event.key), encode::show(&event.data));
         return output.line(format_args!("{partition}/{offset}\t{key}\t{data}"));
@@ -153,6 +176,32 @@ fn print(line: &Line<'_>, output: &mut Output) -> Result<(), Failure> {
         let headers = event.headers.iter().map(|(name, value)| (name.clone(), Value::from(value.clone())));
         object.insert("headers".into(), Value::Object(headers.collect()));
     }
+    // Put in as text: a parser would change numbers and the order of keys.
+    if let Some(data) = json_data(event) {
+        let text = Value::Object(object).to_string();
+        return output.line(format_args!("{},\"data\":{data}}}", text.strip_suffix('}').unwrap_or(&text)));
+    }
     encode::put(&mut object, "data", &event.data);
     output.line(Value::Object(object))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_data_stands_in_a_line_only_if_it_comes_back_from_there() {
+        let event = |kind: &str, data: &str| Event {
+            datacontenttype: kind.into(),
+            data: data.to_owned().into(),
+            ..Event::default()
+        };
+        for data in [r#"{"b":1e400,"a":1.10}"#, "[1]", "17", "null"] {
+            assert_eq!(json_data(&event("application/json", data)), Some(data));
+        }
+        for data in [r#""text""#, "{\n}", " 1", "{", ""] {
+            assert_eq!(json_data(&event("application/json", data)), None, "{data:?}");
+        }
+        assert_eq!(json_data(&event("text/plain", "17")), None);
+    }
 }

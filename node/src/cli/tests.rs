@@ -40,6 +40,8 @@ fn commands_that_scripts_rely_on_are_understood() {
         "weft publish flights --file data.bin",
         "weft publish flights --csv flights.csv --key-column tailnum --ack accepted",
         "weft publish flights --json-lines - --ack committed",
+        "weft publish flights --lines - --key k",
+        "weft subscribe flights --from earliest --raw",
         "weft publish flights --csv f --from-row 7 --patience 90s",
         "weft publish flights --data d --patience 5",
         "weft --server http://127.0.0.1:7400/ version",
