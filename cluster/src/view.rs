@@ -108,11 +108,6 @@ impl ClusterView {
         !self.members.get(&node).is_some_and(|member| member.disk_full)
     }
 
-    /// Whether a live node has replicas that are out of use.
-    pub fn any_fenced(&self) -> bool {
-        self.members.values().any(|member| member.state == MemberState::Alive && member.replicas_fenced > 0)
-    }
-
     /// Whether a majority of a shard's replicas have room for more events. True before it is planned.
     pub fn majority_has_room(&self, shard: ShardId) -> bool {
         let full = self.replicas_of(shard).filter(|node| !self.has_room(*node)).count();

@@ -7,6 +7,7 @@
 mod leaders;
 mod quota;
 mod replicas;
+mod seats;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,6 +15,8 @@ use weft_proto::internal::v1::{PlannedShard, ShardRecord};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::ids::NodeId;
+
+pub use seats::{Sitter, next_seats};
 
 /// A node as the planner sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -93,6 +93,7 @@ impl State {
             Command::PlanShards(command) => self.plan_shards(command),
             Command::ShardMoved(command) => self.shard_moved(command),
             Command::ReplaceReplica(command) => self.replace_replica(command),
+            Command::PlanSeats(command) => self.plan_seats(command),
             Command::PreferLeader(command) => self.prefer_leader(command),
             Command::SetFeatureLevel(command) => self.set_feature_level(command),
             Command::PutInstance(command) => self.put_instance(command),

@@ -70,10 +70,8 @@ pub const SUPERSEDED_MAX: usize = 1_000;
 pub const SHARDS_MAX: u32 = 4_096;
 /// Replicas of one shard.
 pub const REPLICATION_MAX: u32 = 7;
-/// Seats (voters) in the registry's own group that are kept filled while there are nodes enough.
-pub const REGISTRY_SEATS: usize = 3;
-/// Seats that a bootstrap may ask for.
-pub const REGISTRY_SEATS_MAX: usize = 5;
+/// Seats (voters) in the registry's own group.
+pub const REGISTRY_SEATS_MAX: usize = 7;
 /// Characters of a topic's, namespace's, group's, node's or producer's name.
 pub const NAME_CHARS_MAX: usize = 128;
 /// Bytes of an address, zone or version in a node's record.

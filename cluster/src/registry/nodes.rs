@@ -1,15 +1,17 @@
 //! The cluster's birth and its nodes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use weft_proto::internal::v1::{Bootstrap, NodeRecord, RegisterNode, RemoveNode, SetFeatureLevel};
+use weft_proto::internal::v1::{
+    Bootstrap, NodeRecord, PlanSeats, RegisterNode, RemoveNode, SetFeatureLevel, ShardRecord,
+};
 use weft_proto::v1::{Error, ErrorCode};
 
 use super::apply::{Answer, DONE, full, invalid, not_now};
 use super::limits::{
-    FEATURE_LEVEL, NODE_TEXT_BYTES_MAX, NODES_MAX, REGISTRY_SEATS, REGISTRY_SEATS_MAX, REPLICATION_MAX, SHARDS_MAX,
-    SUPERSEDED_MAX, WEIGHT_DEFAULT, WEIGHT_MAX,
+    FEATURE_LEVEL, NODE_TEXT_BYTES_MAX, NODES_MAX, REGISTRY_SEATS_MAX, REPLICATION_MAX, SHARDS_MAX, SUPERSEDED_MAX,
+    WEIGHT_DEFAULT, WEIGHT_MAX,
 };
 use super::{State, names};
 use crate::errors::error;
@@ -45,7 +47,7 @@ impl State {
         let id = NodeId(node.id);
         if self.superseded.contains(&id) {
             let message = format!(
-                "data folder {id} of node {:?} was superseded by another one of that name; start with an empty folder",
+                "data folder {id} of node {:?} was superseded by another one of that name, or removed; start with an empty folder",
                 node.name
             );
             return Err(error(ErrorCode::NodeRefused, message));
@@ -63,7 +65,6 @@ impl State {
             return Err(full("nodes", NODES_MAX));
         }
         self.put_node(node);
-        self.fill_seats();
         DONE
     }
 
@@ -73,8 +74,13 @@ impl State {
         if node.registry_replica_id != 0 && self.registry_seats().count() == 1 {
             return Err(not_now(format!("node {:?} is the registry's only voter", node.name)));
         }
-        self.take_node(id);
-        self.fill_seats();
+        let holds =
+            |row: &&ShardRecord| row.replicas.iter().all(|replica| replica.node == id.0) && !row.replicas.is_empty();
+        let only = self.shards().filter(holds).count();
+        if only > 0 {
+            return Err(not_now(format!("node {:?} has the last copy of {only} shards", node.name)));
+        }
+        self.supersede(id);
         DONE
     }
 
@@ -134,26 +140,26 @@ impl State {
         }
     }
 
-    /// Gives seats in the registry's group until there are `REGISTRY_SEATS`, or the next odd number after losses
-    /// among more: to the zone with the fewest seats, then to the lowest id. With too few nodes for an odd number
-    /// it waits: an even number of voters survives no more losses than one less.
-    fn fill_seats(&mut self) {
-        let seats = self.registry_seats().count();
-        let wanted = (seats | 1).clamp(REGISTRY_SEATS, REGISTRY_SEATS_MAX);
-        if self.nodes.len() < wanted {
-            return;
+    /// Gives the registry's seats to these nodes.
+    pub(super) fn plan_seats(&mut self, command: &PlanSeats) -> Answer {
+        let seated: BTreeSet<u64> = self.registry_seats().map(|(node, _)| node.0).collect();
+        let (present, wanted) = (&command.present, &command.nodes);
+        if present.iter().copied().collect::<BTreeSet<_>>() != seated {
+            return Err(not_now("the registry's seats have changed since the plan was made"));
         }
-        for _ in seats..wanted {
-            let mut in_zone: BTreeMap<&str, usize> = BTreeMap::new();
-            for node in self.nodes().filter(|node| node.registry_replica_id != 0) {
-                *in_zone.entry(&node.zone).or_default() += 1;
-            }
-            let vacant = self.nodes().filter(|node| node.registry_replica_id == 0);
-            let best = vacant.min_by_key(|node| (in_zone.get(node.zone.as_str()).copied().unwrap_or(0), node.id));
-            let mut best = best.expect("there are more nodes than seats").clone();
-            best.registry_replica_id = self.allocate_replica_id();
-            self.put_node(best);
+        let wanted: BTreeSet<u64> = wanted.iter().copied().collect();
+        if wanted.is_empty() || wanted.len() > REGISTRY_SEATS_MAX {
+            return Err(invalid(format!("{} seats are asked for: use 1 to {REGISTRY_SEATS_MAX}", wanted.len())));
         }
+        if let Some(unknown) = wanted.iter().find(|id| self.node(NodeId(**id)).is_none()) {
+            return Err(error(ErrorCode::NotFound, format!("no node has the id {}", NodeId(*unknown))));
+        }
+        for id in seated.symmetric_difference(&wanted) {
+            let mut node = self.node(NodeId(*id)).expect("seats and plan name known nodes").clone();
+            node.registry_replica_id = if wanted.contains(id) { self.allocate_replica_id() } else { 0 };
+            self.put_node(node);
+        }
+        DONE
     }
 }
 

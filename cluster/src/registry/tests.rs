@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use weft_proto::internal::v1::registry_command::Command;
 use weft_proto::internal::v1::registry_outcome::Outcome;
 use weft_proto::internal::v1::{
-    Bootstrap, CreateGroup, CreateTopic, DeleteGroup, DeleteTopic, OpenProducer, PlanShards, PlannedShard,
+    Bootstrap, CreateGroup, CreateTopic, DeleteGroup, DeleteTopic, OpenProducer, PlanSeats, PlanShards, PlannedShard,
     PreferLeader, RegisterNode, RegistryCommand, RegistryEntry, RegistryOutcome, RemoveNode, ReplaceReplica,
     SetFeatureLevel, ShardMoved,
 };
@@ -211,27 +211,30 @@ fn nodes_are_checked() {
 }
 
 #[test]
-fn seats_are_filled_to_an_odd_number() {
+fn seats_go_to_the_nodes_that_the_plan_names() {
+    let plan = |present: &[u64], nodes: &[u64]| {
+        Command::PlanSeats(PlanSeats { present: present.to_vec(), nodes: nodes.to_vec() })
+    };
+    let remove = |id| Command::RemoveNode(RemoveNode { id, reason: String::new() });
     let mut log = Log::new();
     log.ok(bootstrap(1));
-    log.ok(register(node(2, "n2", "a")));
-    assert_eq!(seats(&log.state), [(1, 1)], "two voters are no better than one");
-    log.ok(register(node(3, "n3", "b")));
-    assert_eq!(seats(&log.state), [(1, 1), (2, 3), (3, 2)], "the other zone first, then the rest");
-    log.ok(register(node(4, "n4", "c")));
-    assert_eq!(seats(&log.state).len(), 3);
-    log.ok(Command::RemoveNode(RemoveNode { id: 3, reason: String::new() }));
-    assert_eq!(seats(&log.state), [(1, 1), (2, 3), (4, 4)]);
-    log.refused_with(
-        Command::RemoveNode(RemoveNode { id: 3, reason: String::new() }),
-        ErrorCode::NotFound,
-        "0000000000000003",
-    );
+    (2..5).for_each(|id| drop(log.ok(register(node(id, &format!("n{id}"), "a")))));
+    assert_eq!(seats(&log.state), [(1, 1)]);
+    log.ok(plan(&[1], &[1, 2, 3]));
+    assert_eq!(seats(&log.state), [(1, 1), (2, 2), (3, 3)]);
+    log.refused_with(plan(&[1], &[1, 2]), ErrorCode::FailedPrecondition, "changed since");
+    log.refused_with(plan(&[1, 2, 3], &[]), ErrorCode::InvalidArgument, "use 1 to 7");
+    log.refused_with(plan(&[1, 2, 3], &[1, 9]), ErrorCode::NotFound, "no node");
+    log.ok(plan(&[1, 2, 3], &[1, 2, 4]));
+    assert_eq!(seats(&log.state), [(1, 1), (2, 2), (4, 4)], "a seat that moves is a new replica");
+    log.ok(remove(2));
+    log.refused_with(remove(2), ErrorCode::NotFound, "0000000000000002");
+    let back = NodeRecord { generation: 9, ..node(2, "n2", "a") };
+    log.refused_with(register(back), ErrorCode::NodeRefused, "or removed");
 
     let mut log = Log::new();
     log.ok(bootstrap(1));
-    let last = Command::RemoveNode(RemoveNode { id: 1, reason: String::new() });
-    log.refused_with(last, ErrorCode::FailedPrecondition, "only voter");
+    log.refused_with(remove(1), ErrorCode::FailedPrecondition, "only voter");
 }
 
 #[test]

@@ -495,8 +495,22 @@ pub(crate) struct Call {
 pub(crate) enum Cluster {
     /// List the members as the answering node sees them.
     Members,
-    /// Show whether all is well: exit code 0 even if it is not.
-    Status,
+    /// Show whether all is well, what is wrong, and how many more failures the cluster bears.
+    #[command(after_help = "Example:\n  weft cluster status --check --wait 60s")]
+    Status {
+        /// Exit with code 1 unless all is well.
+        #[arg(long)]
+        check: bool,
+        /// Wait for so long until all is well; implies --check.
+        #[arg(long, value_name = "TIME", value_parser = parse_time)]
+        wait: Option<Duration>,
+    },
+    /// Take a node that was stopped out of the cluster for good; its replicas move to others at once. Refused while it is
+    /// alive, and where it may have the last copy of a shard.
+    Remove {
+        /// The node's name.
+        node: String,
+    },
     /// List the shards with their owners and replicas.
     Shards,
     /// Hand a shard's leadership to a node that has a replica. It stays there, also after a restart of that node, until

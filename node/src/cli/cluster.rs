@@ -1,12 +1,18 @@
 //! `weft cluster`.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
-use weft_sdk::{ClusterStatus, Member, Shard};
+use tokio::time::Instant;
+use weft_sdk::{Cluster, ClusterStatus, Member, Shard};
 
 use super::args::Cluster as Command;
 use super::failure::Failure;
 use super::output::Output;
 use super::server;
+
+/// Between two looks while the command waits for health.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(command: Command, servers: &[String], output: &mut Output) -> Result<(), Failure> {
     let cluster = server::connect(servers).await?.cluster();
@@ -16,7 +22,19 @@ pub(crate) async fn run(command: Command, servers: &[String], output: &mut Outpu
             list.sort_by(|one, other| one.name.cmp(&other.name));
             members(&list, output)
         }
-        Command::Status => status(&cluster.status().await?, output),
+        Command::Status { check, wait } => {
+            let found = settled(&cluster, wait.unwrap_or_default()).await?;
+            status(&found, output)?;
+            match found.healthy || !(check || wait.is_some()) {
+                true => Ok(()),
+                false => Err(Failure::failed(format!("not healthy: {}", found.problems.join("; ")))),
+            }
+        }
+        Command::Remove { node } => {
+            cluster.remove(&node).await?;
+            let text = format_args!("node {node} is removed; its data folder is refused from now on");
+            output.say(&json!({"node": node, "removed": true}), text)
+        }
         Command::Shards => shards(&cluster.shards().await?, output),
         Command::Transfer { shard, node } => {
             let owned = cluster.shards().await?.into_iter().any(|it| it.shard == shard && it.owner == node);
@@ -25,6 +43,20 @@ pub(crate) async fn run(command: Command, servers: &[String], output: &mut Outpu
             let object = json!({"shard": shard, "node": node, "epoch": epoch, "changed": !owned});
             let since = if owned { "owned it already and keeps it" } else { "owns it" };
             output.say(&object, format_args!("shard {shard}: {node} {since}, since epoch {epoch}"))
+        }
+    }
+}
+
+/// The status as soon as all is well, or after `wait`.
+async fn settled(cluster: &Cluster, wait: Duration) -> Result<ClusterStatus, Failure> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let asked = cluster.status().await;
+        let left = deadline.saturating_duration_since(Instant::now());
+        match asked {
+            Ok(found) if found.healthy || left.is_zero() => return Ok(found),
+            Err(error) if left.is_zero() => return Err(error.into()),
+            _ => tokio::time::sleep(left.min(ASK_AGAIN)).await,
         }
     }
 }
@@ -78,22 +110,34 @@ fn status(status: &ClusterStatus, output: &mut Output) -> Result<(), Failure> {
             "registry_leader": status.registry_leader, "registry_index": status.registry_index,
             "shards_total": status.shards_total, "shards_owned": status.shards_owned,
             "shards_underreplicated": status.shards_underreplicated, "topics": status.topics,
-            "feature_level": status.feature_level,
+            "feature_level": status.feature_level, "problems": status.problems,
+            "registry_voters": status.registry_voters, "registry_failures_max": status.registry_failures_max,
+            "shards_failures_max": status.shards_failures_max,
         }));
     }
     let leader = if status.registry_leader.is_empty() { "none" } else { &status.registry_leader };
     let rows = [
         ("healthy", if status.healthy { "yes" } else { "no" }.to_owned()),
         ("members", format!("{} of {} alive", status.members_alive, status.members_total)),
-        ("registry", format!("led by {leader}, at index {}", status.registry_index)),
+        ("registry", format!("{} voters, led by {leader}, at index {}", status.registry_voters, status.registry_index)),
         ("shards", format!("{} of {} owned", status.shards_owned, status.shards_total)),
         ("underreplicated", status.shards_underreplicated.to_string()),
+        (
+            "bears",
+            format!(
+                "{} more failures in the registry, {} in shards",
+                status.registry_failures_max, status.shards_failures_max
+            ),
+        ),
         ("topics", status.topics.to_string()),
         ("feature level", status.feature_level.to_string()),
         ("cluster", format!("{:016x}, answered by {}", status.cluster_id, status.node)),
     ];
     for (name, value) in rows {
         output.line(format_args!("{name:<16} {value}"))?;
+    }
+    for problem in &status.problems {
+        output.line(format_args!("{:<16} {problem}", "problem"))?;
     }
     Ok(())
 }

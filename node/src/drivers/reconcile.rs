@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use weft_cluster::ids::{NodeId, RaftGroup, ShardId};
-use weft_cluster::placement::{Candidate, plan};
+use weft_cluster::placement::{Candidate, Sitter, next_seats, plan};
 use weft_cluster::registry::State;
 use weft_cluster::registry::limits::FEATURE_LEVEL;
 use weft_cluster::view::{ClusterView, MemberState};
 use weft_proto::internal::v1::registry_command::Command;
 use weft_proto::internal::v1::{
-    NodeRecord, PlanShards, RegistryCommand, ReplaceReplica, ReplicaRecord, ShardMoved, ShardRecord,
+    NodeRecord, PlanSeats, PlanShards, RegistryCommand, ReplaceReplica, ReplicaRecord, ShardMoved, ShardRecord,
 };
 
 use super::raft::{Context, Group};
@@ -34,6 +34,9 @@ const HAND_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// A new replica in place of one that failed is asked for again after this.
 const REPLACE_AGAIN_AFTER: Duration = Duration::from_secs(5);
+
+/// Stands for a plan of the registry's seats among the groups that are busy.
+const SEATS: RaftGroup = RaftGroup(u64::MAX - 1);
 
 /// What the rounds remember.
 #[derive(Default)]
@@ -369,22 +372,12 @@ pub(super) async fn hand_over(context: &Arc<Context>, group: Group, deadline: In
 
 /// At the registry's leader: plans the table when it is not formed, or nodes came or are gone for good.
 fn replan(context: &Arc<Context>, state: &Arc<State>, view: &ClusterView, memory: &mut Memory) {
-    let now = Instant::now();
-    let gone = |node: &NodeRecord, memory: &mut Memory| {
-        let id = NodeId(node.id);
-        let up = id == context.me
-            || view.members.get(&id).is_some_and(|m| matches!(m.state, MemberState::Alive | MemberState::Suspect));
-        if up {
-            memory.down.remove(&id);
-            return false;
-        }
-        let since = *memory.down.entry(id).or_insert(now);
-        now.duration_since(since) > context.config.forget_after
-    };
+    let gone = gone(context, state, view, memory);
+    seat(context, state, &gone, memory);
     let formed = state.shards().next().is_some();
     let candidates: Vec<Candidate> = state
         .nodes()
-        .filter(|node| !gone(node, memory))
+        .filter(|node| !gone.contains(&NodeId(node.id)))
         .map(|node| Candidate {
             id: NodeId(node.id),
             zone: node.zone.clone(),
@@ -413,6 +406,52 @@ fn replan(context: &Arc<Context>, state: &Arc<State>, view: &ClusterView, memory
     context.tasks.clone().spawn("shard plan", async move {
         propose(&context, command).await;
         busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&mark);
+    });
+}
+
+/// The nodes that have been away for too long to be waited for.
+fn gone(context: &Context, state: &State, view: &ClusterView, memory: &mut Memory) -> BTreeSet<NodeId> {
+    let now = Instant::now();
+    let mut gone = BTreeSet::new();
+    for id in state.nodes().map(|node| NodeId(node.id)) {
+        let up = id == context.me
+            || view.members.get(&id).is_some_and(|m| matches!(m.state, MemberState::Alive | MemberState::Suspect));
+        if up {
+            memory.down.remove(&id);
+            continue;
+        }
+        let since = *memory.down.entry(id).or_insert(now);
+        if now.duration_since(since) > context.config.forget_after {
+            gone.insert(id);
+        }
+    }
+    gone
+}
+
+/// Lets the registry's voters follow the nodes, one change at a time: the next comes when the group has made the last.
+fn seat(context: &Arc<Context>, state: &State, gone: &BTreeSet<NodeId>, memory: &Memory) {
+    let Some(group) = context.group(RaftGroup::REGISTRY).filter(Group::settled) else { return };
+    let seats: BTreeMap<u64, NodeId> = state.registry_seats().map(|(node, replica)| (replica, node)).collect();
+    // A node that is away and may come back takes no seat.
+    let away = |id: &NodeId| memory.down.contains_key(id);
+    let sitter = |node: &NodeRecord| {
+        let (id, seated) = (NodeId(node.id), node.registry_replica_id != 0);
+        let gone = if seated { gone.contains(&id) } else { away(&id) };
+        Sitter { id, zone: node.zone.clone(), seated, gone }
+    };
+    let nodes: Vec<Sitter> = state.nodes().map(sitter).collect();
+    let next = next_seats(&nodes, context.config.registry_voters_max as usize);
+    let Some(next) = next.filter(|_| group.voters() == seats && group.replicas() == seats) else { return };
+    if !memory.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(SEATS) {
+        return;
+    }
+    let present = seats.into_values().map(|node| node.0).collect();
+    let command = PlanSeats { present, nodes: next.iter().map(|node| node.0).collect() };
+    tracing::info!(from = ?command.present, to = ?command.nodes, "changes the registry's voters");
+    let (context, busy) = (context.clone(), memory.busy.clone());
+    context.tasks.clone().spawn("seat plan", async move {
+        propose(&context, Command::PlanSeats(command)).await;
+        busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&SEATS);
     });
 }
 

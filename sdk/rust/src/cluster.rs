@@ -2,8 +2,8 @@
 
 use weft_proto::v1::cluster_client::ClusterClient;
 use weft_proto::v1::{
-    ClusterStatus, GetStatusRequest, GetVersionRequest, ListMembersRequest, ListShardsRequest, Member, Shard,
-    TransferShardRequest, Version,
+    ClusterStatus, GetStatusRequest, GetVersionRequest, ListMembersRequest, ListShardsRequest, Member,
+    RemoveNodeRequest, Shard, TransferShardRequest, Version,
 };
 
 use crate::client::Client;
@@ -61,6 +61,18 @@ impl Cluster {
             })
             .await?;
         Ok(response.epoch)
+    }
+
+    /// Takes a node that does not run any more out of the cluster for good.
+    ///
+    /// # Errors
+    /// `FAILED_PRECONDITION`: it is alive, or may have the last copy of a shard.
+    pub async fn remove(&self, node: &str) -> Result<(), Error> {
+        let request = RemoveNodeRequest { node: node.to_owned() };
+        let asked = self.client.request("remove a node", request, |channel, request| async move {
+            ClusterClient::new(channel).remove_node(request).await
+        });
+        asked.await.map(drop)
     }
 
     /// The answering node's version.

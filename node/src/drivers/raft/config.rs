@@ -34,6 +34,8 @@ pub struct RaftConfig {
     /// A node that is down for longer than this is replaced in the shard table.
     #[serde(with = "humantime_serde")]
     pub forget_after: Duration,
+    /// Voters of the registry at most: 3, 5 or 7. There are 3 up to 4 nodes, 5 from 5 nodes up, 7 from 7 up.
+    pub registry_voters_max: u32,
     /// Log entries kept behind a checkpoint for replicas that lag.
     pub entries_kept: u64,
     /// Largest append message, in bytes.
@@ -51,6 +53,7 @@ impl Default for RaftConfig {
             shard_heartbeat: Duration::from_secs(2),
             shard_election: Duration::from_secs(6),
             forget_after: Duration::from_secs(600),
+            registry_voters_max: 5,
             entries_kept: 64,
             append_bytes: bytesize::ByteSize::mib(4),
         }
@@ -68,6 +71,9 @@ impl RaftConfig {
         }
         if !(1..=REPLICATION_MAX).contains(&self.replication) {
             return Err(format!("raft.replication must be 1 to {REPLICATION_MAX}"));
+        }
+        if ![3, 5, 7].contains(&self.registry_voters_max) {
+            return Err(format!("raft.registry_voters_max is {}: use 3, 5 or 7", self.registry_voters_max));
         }
         if self.append_bytes.as_u64() < 64 << 10 || self.append_bytes.as_u64() > APPEND_BYTES_MAX {
             return Err("raft.append_bytes must be 64 KiB to 12 MiB".into());

@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "runs outside a simulated node")]
 
 mod heal;
+mod voters;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

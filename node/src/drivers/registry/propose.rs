@@ -47,6 +47,7 @@ fn repeatable(command: &RegistryCommand) -> bool {
                 | Command::ShardMoved(_)
                 | Command::ReplaceReplica(_)
                 | Command::PreferLeader(_)
+                | Command::PlanSeats(_)
                 | Command::SetFeatureLevel(_)
                 | Command::PutInstance(_)
                 | Command::InstanceHealth(_)

@@ -9,7 +9,7 @@ use weft_cluster::caller::Caller;
 use weft_cluster::ids::{NodeId, ShardId};
 use weft_cluster::view::{ClusterView, MemberState};
 use weft_proto::internal::v1::registry_command::Command;
-use weft_proto::internal::v1::{PreferLeader, ShardRecord};
+use weft_proto::internal::v1::{PreferLeader, RemoveNode, ShardRecord};
 use weft_proto::v1::cluster_server::Cluster;
 use weft_proto::v1::{self, ErrorCode};
 
@@ -45,6 +45,12 @@ impl Cluster for Status {
         self.transfer(&caller, ShardId(shard), &node).await.map(Response::new).map_err(status)
     }
 
+    async fn remove_node(&self, request: Request<v1::RemoveNodeRequest>) -> Answer<v1::RemoveNodeResponse> {
+        self.settled()?;
+        let caller = caller(&request);
+        self.remove(&caller, &request.into_inner().node).await.map(Response::new).map_err(status)
+    }
+
     type WatchMembersStream = BoxStream<'static, Result<v1::WatchMembersResponse, tonic::Status>>;
 
     async fn watch_members(&self, _: Request<v1::WatchMembersRequest>) -> Answer<Self::WatchMembersStream> {
@@ -74,10 +80,7 @@ impl Status {
         if shard.0 >= total {
             return Err(error(ErrorCode::NotFound, format!("there is no shard {}: the cluster has {total}", shard.0)));
         }
-        let node = view.node_named(name).ok_or_else(|| {
-            let known: Vec<_> = view.registry.nodes().map(|node| node.name.as_str()).collect();
-            error(ErrorCode::NotFound, format!("there is no node {name:?}; there are {}", known.join(", ")))
-        })?;
+        let node = self.named(&view, name)?;
         let holders: Vec<NodeId> = view.replicas_of(shard).collect();
         if !holders.contains(&node) {
             let holders: Vec<_> = holders.into_iter().map(|node| view.name_of(node)).collect();
@@ -97,6 +100,39 @@ impl Status {
         }
         let epoch = self.backend.transfer(caller, shard, node).await?;
         Ok(v1::TransferShardResponse { epoch: epoch.0 })
+    }
+
+    async fn remove(&self, caller: &Caller, name: &str) -> Result<v1::RemoveNodeResponse, v1::Error> {
+        let view = self.view();
+        let node = self.named(&view, name)?;
+        if view.usable(node) {
+            let message = format!("node {name:?} is alive: stop it first (SIGTERM lets it hand over what it leads)");
+            return Err(error(ErrorCode::FailedPrecondition, message));
+        }
+        let shards = (0..view.registry.shards_total()).map(ShardId);
+        let last = |shard: &ShardId| {
+            let mut holders = view.replicas_of(*shard).peekable();
+            let mut others = view.replicas_of(*shard).filter(|holder| *holder != node);
+            holders.any(|holder| holder == node) && !others.any(|other| view.usable(other))
+        };
+        let last: Vec<String> = shards.filter(last).map(|shard| shard.0.to_string()).collect();
+        if !last.is_empty() {
+            let message = format!(
+                "node {name:?} may have the last copy of shards {}: no other node that has one is alive; start those first",
+                last.join(", ")
+            );
+            return Err(error(ErrorCode::FailedPrecondition, message));
+        }
+        let reason = format!("asked for by {caller}");
+        self.change(caller, Command::RemoveNode(RemoveNode { id: node.0, reason })).await?;
+        Ok(v1::RemoveNodeResponse {})
+    }
+
+    fn named(&self, view: &ClusterView, name: &str) -> Result<NodeId, v1::Error> {
+        view.node_named(name).ok_or_else(|| {
+            let known: Vec<_> = view.registry.nodes().map(|node| node.name.as_str()).collect();
+            error(ErrorCode::NotFound, format!("there is no node {name:?}; there are {}", known.join(", ")))
+        })
     }
 
     /// The live members at once, or as soon as this node knows them, then at each change of them; ends when the node
@@ -146,7 +182,10 @@ fn members(view: &ClusterView) -> Vec<v1::Member> {
         let named = view.members.get(id).and_then(|member| view.registry.node_by_name(&member.name));
         named.is_some_and(|node| node.id != id.0)
     };
-    let present = ids.into_iter().filter(|id| !taken(id));
+    // Gossip remembers for a while who was removed.
+    let removed =
+        |id: &NodeId| view.registry.node(*id).is_none() && !view.usable(*id) && view.registry.cluster_id() != 0;
+    let present = ids.into_iter().filter(|id| !taken(id) && !removed(id));
     present
         .map(|id| v1::Member {
             shards_owned: owned.get(&id).copied().unwrap_or(0),
@@ -199,12 +238,33 @@ fn member(view: &ClusterView, id: NodeId) -> v1::Member {
 
 fn summary(view: &ClusterView) -> v1::ClusterStatus {
     let members = members(view);
-    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let shards_total = view.registry.shards_total();
     let shards = || (0..shards_total).map(ShardId);
     let owned = count(shards().filter(|shard| view.owner_of_shard(*shard).is_some()).count());
     let underreplicated = count(shards().filter(|shard| underreplicated(view, *shard)).count());
     let leader = view.registry_leader.filter(|leader| view.usable(*leader));
+    let voters: Vec<NodeId> = view.registry.registry_seats().map(|(node, _)| node).collect();
+    let registry_bears = bears(view, voters.iter().copied());
+    let shards_bear = shards().map(|shard| bears(view, view.replicas_of(shard))).min().unwrap_or(0);
+
+    let mut problems = Vec::new();
+    let mut problem = |holds: bool, what: &dyn Fn() -> String| {
+        if holds {
+            problems.push(what());
+        }
+    };
+    problem(shards_total == 0, &|| "the cluster is not founded".into());
+    problem(leader.is_none(), &|| "the registry has no leader: no topics, groups or services can be made".into());
+    problem(owned < shards_total, &|| format!("{} of {shards_total} shards have no owner", shards_total - owned));
+    problem(underreplicated > 0, &|| format!("{underreplicated} shards are underreplicated"));
+    problem(voters.len() >= 3 && registry_bears == 0, &|| {
+        let away = voters.iter().filter(|node| !view.usable(**node)).map(|node| view.name_of(*node));
+        format!("the registry bears no further failure: of its voters, {} do not answer", names(away))
+    });
+    for member in view.members.values().filter(|member| view.usable(member.id) && member.replicas_fenced > 0) {
+        let (name, fenced) = (&member.name, member.replicas_fenced);
+        problem(true, &|| format!("{fenced} replicas on {name} failed a check and are to be filled anew"));
+    }
     v1::ClusterStatus {
         cluster_id: view.registry.cluster_id(),
         node: view.name_of(view.me),
@@ -217,12 +277,31 @@ fn summary(view: &ClusterView) -> v1::ClusterStatus {
         shards_underreplicated: underreplicated,
         topics: count(view.registry.topics_count()),
         feature_level: view.registry.level(),
-        healthy: shards_total > 0
-            && leader.is_some()
-            && owned == shards_total
-            && underreplicated == 0
-            && !view.any_fenced(),
+        healthy: problems.is_empty(),
+        problems,
+        registry_voters: count(voters.len()),
+        registry_failures_max: registry_bears,
+        shards_failures_max: shards_bear,
     }
+}
+
+fn count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn names(names: impl Iterator<Item = String>) -> String {
+    let names: Vec<String> = names.collect();
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+/// How many more of these voters may fail while a majority of them stays.
+fn bears(view: &ClusterView, voters: impl Iterator<Item = NodeId>) -> u32 {
+    let (mut all, mut alive) = (0, 0_usize);
+    for node in voters {
+        all += 1;
+        alive += usize::from(view.usable(node));
+    }
+    count(alive.saturating_sub(all / 2 + 1))
 }
 
 /// Too few replicas for the nodes there are, one on a node that does not answer or whose disk is full, or one that is

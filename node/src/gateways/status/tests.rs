@@ -343,7 +343,9 @@ async fn the_cluster_is_described() {
         doors.fake.change(|view| view.members.get_mut(&NodeId(2)).expect("a member").replicas_fenced = count);
     };
     fenced(&mut doors, 1);
-    assert!(!doors.cluster.get_status(v1::GetStatusRequest {}).await.expect("a status").into_inner().healthy);
+    let status = doors.cluster.get_status(v1::GetStatusRequest {}).await.expect("a status").into_inner();
+    assert_eq!(status.problems, ["1 replicas on n2 failed a check and are to be filled anew"]);
+    assert!(!status.healthy);
     fenced(&mut doors, 0);
 
     // A node with a new folder: gossip still knows the old one, which is dead.
