@@ -23,6 +23,8 @@ pub struct Cluster {
     variables: Vec<(String, String)>,
     /// The nodes' data folders, where they are not in `dir`.
     folders: Vec<PathBuf>,
+    /// Descriptors that each node may have (`ulimit -n`), if they are bounded.
+    descriptors: Option<u32>,
 }
 
 /// One node: what it takes to start it, again and again.
@@ -45,8 +47,22 @@ impl Cluster {
         Cluster::start_at(count, variables, &[]).await
     }
 
+    /// The same, each node with at most so many descriptors.
+    pub async fn start_bounded(count: usize, variables: &[(&str, &str)], descriptors: u32) -> Result<Cluster> {
+        Cluster::start_as(count, variables, &[], Some(descriptors)).await
+    }
+
     /// The same, the first nodes with these data folders.
     pub async fn start_at(count: usize, variables: &[(&str, &str)], folders: &[PathBuf]) -> Result<Cluster> {
+        Cluster::start_as(count, variables, folders, None).await
+    }
+
+    async fn start_as(
+        count: usize,
+        variables: &[(&str, &str)],
+        folders: &[PathBuf],
+        descriptors: Option<u32>,
+    ) -> Result<Cluster> {
         let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let dir = TempDir::with_prefix("weft-e2e-").context("make a folder for the nodes")?;
         let mut ports = free_ports(3 * count)?.into_iter().map(|port| format!("127.0.0.1:{port}"));
@@ -56,7 +72,7 @@ impl Cluster {
             let name = format!("n{number}");
             nodes.push(Node { name, listen: address()?, peer: address()?, admin: address()?, process: None });
         }
-        let mut cluster = Cluster { nodes, dir, variables, folders: folders.to_vec() };
+        let mut cluster = Cluster { nodes, dir, variables, folders: folders.to_vec(), descriptors };
         cluster.make_certificates()?;
         for index in 0..count {
             cluster.start_node(index)?;
@@ -83,7 +99,15 @@ impl Cluster {
         let folder = self.folder(index);
         let node = &mut self.nodes[index];
         let log = OpenOptions::new().create(true).append(true).open(root.join(format!("{}.log", node.name)))?;
-        let mut command = Command::new(binary()?);
+        let mut command = match self.descriptors {
+            None => Command::new(binary()?),
+            // The shell becomes the node, so that the process id is the node's.
+            Some(count) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &format!("ulimit -n {count}; exec \"$0\" \"$@\"")]).arg(binary()?);
+                shell
+            }
+        };
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.args(["start", "--name", &node.name]).arg("--dir").arg(folder);
         command.args(["--listen", &node.listen, "--peer-listen", &node.peer, "--admin-listen", &node.admin]);
@@ -224,6 +248,11 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Where operators connect, in the order of the nodes' numbers.
+    pub fn admin_addresses(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.admin.clone()).collect()
     }
 
     /// Where clients connect, in the order of the nodes' numbers.

@@ -4,6 +4,7 @@
 //! file, a `mod` line and a row of `CHECKS`.
 
 mod damaged_folder;
+mod descriptors;
 mod load;
 mod old_folder;
 
@@ -17,8 +18,11 @@ use crate::report::Report;
 type Checking = Pin<Box<dyn Future<Output = Result<Value>>>>;
 
 /// The checks, by name, in the order in which they run.
-const CHECKS: &[(&str, fn() -> Checking)] =
-    &[("old-folder", || Box::pin(old_folder::check())), ("damaged-folder", || Box::pin(damaged_folder::check()))];
+const CHECKS: &[(&str, fn() -> Checking)] = &[
+    ("old-folder", || Box::pin(old_folder::check())),
+    ("damaged-folder", || Box::pin(damaged_folder::check())),
+    ("descriptors", || Box::pin(descriptors::check())),
+];
 
 /// Checks that run only by name: too long for every day.
 const LONG: &[(&str, fn() -> Checking)] = &[("damaged-folder-all", || Box::pin(damaged_folder::check_all()))];

@@ -7,10 +7,11 @@ use serde_json::json;
 use super::args::{Config as Command, ConfigSource, Start};
 use super::failure::Failure;
 use super::output::Output;
-use crate::config::{Config, Sources};
+use crate::config::{Config, Shares, Sources};
 use crate::drivers::endpoint::Dialer;
 use crate::drivers::pki;
 use crate::host::Host;
+use crate::host::descriptors::raise_limit;
 use crate::host::disk::OsDisk;
 use crate::host::production::Production;
 
@@ -19,12 +20,16 @@ const DAY_MS: i64 = 86_400_000;
 pub(crate) fn run(command: Command, output: &mut Output) -> Result<(), Failure> {
     match command {
         Command::Check(start) => {
-            let Examined { name, until_ms, .. } = examine(&start)?;
-            let object = json!({"ok": true, "name": name, "certificate_until_ms": until_ms});
+            let Examined { config, shares, name, until_ms } = examine(&start)?;
+            let object = json!({
+                "ok": true, "name": name, "certificate_until_ms": until_ms, "descriptors": shares.limit,
+                "api_connections_max": shares.api,
+            });
             let days = (until_ms - Production::new(Arc::new(OsDisk)).wall().0) / DAY_MS;
+            let cut = shares.cut(&config).map_or_else(String::new, |cut| format!("; {cut}"));
             output.say(
                 &object,
-                format_args!("the configuration of {name} is right; its certificate is good for {days} days"),
+                format_args!("the configuration of {name} is right; its certificate is good for {days} days{cut}"),
             )
         }
         Command::Show(source) => {
@@ -43,6 +48,8 @@ pub(crate) fn run(command: Command, output: &mut Output) -> Result<(), Failure> 
 /// What `weft start` begins with.
 pub(super) struct Examined {
     pub(super) config: Config,
+    /// What it gets of the process's descriptors.
+    pub(super) shares: Shares,
     name: String,
     /// When its certificate ends.
     until_ms: i64,
@@ -55,12 +62,13 @@ pub(super) fn examine(start: &Start) -> Result<Examined, Failure> {
     let config = crate::config::load_or_faults(&sources).map_err(|faults| all(&faults))?;
     let host: Arc<dyn Host> = Arc::new(Production::new(Arc::new(OsDisk)));
     let mut faults = Vec::new();
+    let shares = Shares::of(&config, raise_limit()).map_err(|fault| faults.push(fault.to_string())).ok();
     let certified = certified(&config, &*host).map_err(|fault| faults.push(fault)).ok();
     if let Err(fault) = Dialer::new(host.clone(), &config.calls.tls_ca) {
         faults.push(fault);
     }
-    match certified {
-        Some((name, until_ms)) if faults.is_empty() => Ok(Examined { config, name, until_ms }),
+    match (certified, shares) {
+        (Some((name, until_ms)), Some(shares)) if faults.is_empty() => Ok(Examined { config, shares, name, until_ms }),
         _ => Err(all(&faults)),
     }
 }

@@ -16,8 +16,9 @@ use super::ca;
 use super::demo;
 use super::failure::Failure;
 use super::signals::Stops;
-use crate::config::{Config, LogConfig, LogFormat, NodeConfig};
+use crate::config::{Config, LogConfig, LogFormat, NodeConfig, Shares};
 use crate::drivers::pki::Authority;
+use crate::host::descriptors::raise_limit;
 use crate::host::disk::OsDisk;
 use crate::host::production::Production;
 use crate::host::{Disk, Host};
@@ -130,6 +131,8 @@ fn prepare(dev: &Dev, dir: &Path, host: &dyn Host) -> Result<Vec<Config>, Failur
     }
     let ports: Vec<u16> = (0..dev.nodes).map(|index| dev.port + PORT_STEP * index).collect();
     let seeds: Vec<String> = ports.iter().map(|port| loopback(port + 1).to_string()).collect();
+    // The nodes are one process.
+    let descriptors = raise_limit() / u64::from(dev.nodes.max(1));
     let mut configs = Vec::new();
     for (index, port) in ports.iter().enumerate() {
         let mut config = Config::default();
@@ -158,6 +161,7 @@ fn prepare(dev: &Dev, dir: &Path, host: &dyn Host) -> Result<Vec<Config>, Failur
         config.storage.ballast_bytes = ByteSize::mib(4);
         config.storage.free_bytes_min = ByteSize::mib(128);
         config.validate()?;
+        Shares::of(&config, descriptors)?.bound(&mut config);
         configs.push(config);
     }
     configs.iter().try_for_each(|config| check_ports(&config.node, dev.port))?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::args::Start;
-use super::config;
+use super::config::{self, Examined};
 use super::failure::Failure;
 use super::signals::Stops;
 use crate::host::disk::OsDisk;
@@ -14,8 +14,12 @@ use crate::telemetry;
 
 pub(crate) async fn run(start: Start) -> Result<(), Failure> {
     let mut stops = Stops::of_node()?;
-    let config = config::examine(&start)?.config;
+    let Examined { mut config, shares, .. } = config::examine(&start)?;
     telemetry::start_log(&config.log).map_err(Failure::invalid)?;
+    if let Some(cut) = shares.cut(&config) {
+        tracing::warn!("{cut}");
+    }
+    shares.bound(&mut config);
     let stop = CancellationToken::new();
     tokio::spawn({
         let stop = stop.clone();

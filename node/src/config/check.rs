@@ -145,6 +145,10 @@ impl Config {
                 return wrong(key, format!("is {value}, but must be 64 KiB to 1 TiB"));
             }
         }
+        if !(16..=1_000_000).contains(&storage.files_open_max) {
+            let value = storage.files_open_max;
+            return wrong("storage.files_open_max", format!("is {value}, but must be 16 to 1,000,000"));
+        }
         if !(1..=65_536).contains(&storage.journal_slots) {
             return wrong("storage.journal_slots", format!("is {}, but must be 1 to 65,536", storage.journal_slots));
         }

@@ -3,6 +3,7 @@
 //! `deploy/weft.toml` holds every key with its default and a sentence; a test keeps it so.
 
 mod check;
+mod descriptors;
 mod load;
 mod sections;
 mod services;
@@ -10,6 +11,7 @@ mod services;
 use serde::{Deserialize, Serialize};
 
 pub use check::ConfigError;
+pub use descriptors::Shares;
 pub use load::{Sources, load, load_or_faults};
 pub use sections::{LogConfig, LogFormat, NodeConfig, TlsConfig};
 pub use services::ServiceConfig;

@@ -34,6 +34,9 @@ pub struct NodeConfig {
     /// `host:port` of the links of nodes to join through. A list, or one string with commas.
     #[serde(deserialize_with = "list_or_commas")]
     pub seeds: Vec<String>,
+    /// Descriptors (of `ulimit -n`) that connections of clients leave to the journal, the links and the connections to
+    /// instances; at most a quarter of all.
+    pub descriptors_reserved: u32,
     /// How long a stop may take: hand over leadership, finish what is in flight, take a last checkpoint.
     #[serde(with = "humantime_serde")]
     pub stop_patience: Duration,
@@ -53,6 +56,7 @@ impl Default for NodeConfig {
             advertise: String::new(),
             peer_advertise: String::new(),
             seeds: Vec::new(),
+            descriptors_reserved: 256,
             stop_patience: Duration::from_secs(20),
         }
     }

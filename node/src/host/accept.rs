@@ -81,6 +81,7 @@ impl Acceptor {
 
     async fn accept(&mut self) -> (Connection, Place) {
         let permit = self.room.clone().acquire_owned().await.expect("nobody closes this semaphore");
+        let mut refused = 0u32;
         loop {
             match self.listener.accept().await {
                 Ok(connection) => {
@@ -90,7 +91,10 @@ impl Acceptor {
                 }
                 Err(error) => {
                     self.metrics.refused.inc();
-                    tracing::warn!(door = self.door, %error, "accept a connection");
+                    if refused == 0 {
+                        tracing::warn!(door = self.door, %error, "no connection can be accepted; it is tried again");
+                    }
+                    refused += 1;
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             }

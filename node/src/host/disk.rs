@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::descriptors::{is_out_of_descriptors, out_of_descriptors};
 use super::{Disk, DiskFile, Open};
 
 /// Parts shorter than this in total are joined and written by one call.
@@ -17,9 +18,13 @@ const JOIN_BYTES_MAX: usize = 64 * 1024;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OsDisk;
 
-/// Adds what was tried and where to an error, keeping its kind and the system's words.
+/// Adds what was tried and where to an error, keeping its kind, whether it is for want of descriptors, and the system's
+/// words.
 fn context(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
-    move |error| io::Error::new(error.kind(), format!("{what} {}: {error}", path.display()))
+    move |error| {
+        let words = format!("{what} {}: {error}", path.display());
+        if is_out_of_descriptors(&error) { out_of_descriptors(words) } else { io::Error::new(error.kind(), words) }
+    }
 }
 
 impl Disk for OsDisk {

@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 pub mod accept;
+pub mod descriptors;
 pub mod disk;
 pub mod production;
 pub mod tasks;
@@ -135,6 +136,10 @@ pub enum Open {
 /// rename or removal, `sync_dir` on its folder.
 pub trait Disk: Send + Sync + 'static {
     /// Opens a file.
+    ///
+    /// # Errors
+    /// One of which `descriptors::is_out_of_descriptors` is true says nothing of the disk: nothing was done, and the same
+    /// may be tried again. So for all calls here that open something: `list`, `sync_dir`, `lock`, `remove_dir_all`.
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn DiskFile>>;
     /// Makes a folder and those above it.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;

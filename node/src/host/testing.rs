@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use weft_cluster::ids::Millis;
 
+use super::descriptors::out_of_descriptors;
 use super::{Connection, Disk, DiskFile, Host, Listener, Open, Promise, SocketBuffers, Work};
 
 /// Sectors of this size are written whole or not at all when the power goes.
@@ -147,6 +148,7 @@ struct State {
     broken: Option<String>,
     hang: bool,
     syncs: u64,
+    no_descriptors: bool,
 }
 
 #[derive(Default)]
@@ -287,6 +289,11 @@ impl MemoryDisk {
         locked(&self.state).hang = hang;
     }
 
+    /// Opens find no descriptor.
+    pub fn set_no_descriptors(&self, none: bool) {
+        locked(&self.state).no_descriptors = none;
+    }
+
     /// How often a file was synced.
     pub fn syncs(&self) -> u64 {
         locked(&self.state).syncs
@@ -301,6 +308,13 @@ impl State {
             .filter_map(|inode| self.inodes.get(inode))
             .map(|inode| inode.live.len() as u64)
             .sum()
+    }
+
+    fn descriptor(&self, path: &Path) -> io::Result<()> {
+        match self.no_descriptors {
+            true => Err(out_of_descriptors(format!("open {}: too many open files", path.display()))),
+            false => Ok(()),
+        }
     }
 
     fn check(&self, path: &Path) -> io::Result<()> {
@@ -320,6 +334,7 @@ impl State {
 impl Disk for MemoryDisk {
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = locked(&self.state);
+        state.descriptor(path)?;
         let found = state.live.get(path).copied();
         let inode = match (found, how) {
             (Some(None), _) => return Err(io::ErrorKind::IsADirectory.into()),
@@ -406,6 +421,7 @@ impl Disk for MemoryDisk {
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let mut state = locked(&self.state);
         let state = &mut *state;
+        state.descriptor(path)?;
         state.check(path)?;
         let (now, later) = std::mem::take(&mut state.entries)
             .into_iter()

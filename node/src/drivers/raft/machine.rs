@@ -142,7 +142,8 @@ struct Pause<'a>(&'a Shared);
 
 impl<'a> Pause<'a> {
     fn begin(shared: &'a Shared, error: &io::Error) -> Pause<'a> {
-        tracing::error!(%error, "the disk is full: a replica waits for room before it applies more");
+        let lack = storage::lack(error);
+        tracing::error!(%error, lack, "a replica waits before it applies more");
         shared.paused.store(true, Ordering::Release);
         shared.metrics.paused_groups.inc();
         Pause(shared)

@@ -67,8 +67,8 @@ pub(super) async fn run(inner: Arc<Inner>, mut asked: tokio::sync::mpsc::Receive
     }
 }
 
-/// Ends the process after a failed write or sync: what is on disk is no longer known. A full disk is no such
-/// failure: nothing that counts was touched.
+/// Ends the process after a failed write or sync: what is on disk is no longer known. A full disk, or no descriptor to
+/// open a file with, is no such failure: nothing that counts was touched.
 fn survive<T>(inner: &Inner, result: io::Result<T>) -> io::Result<T> {
     match result {
         Err(error) if !space::is_full(&error) => inner.host.abort(&format!("a checkpoint cannot be written: {error}")),
@@ -138,11 +138,17 @@ async fn finish(inner: &Arc<Inner>, capture_lsn: u64, captures: Vec<Capture>) ->
 async fn sync_segments(inner: &Arc<Inner>, captures: &[Capture]) -> io::Result<()> {
     let frozen = captures.iter().filter(|capture| capture.frozen.is_some());
     let dirty: Vec<_> = frozen.flat_map(|capture| capture.group.files.take_dirty()).collect();
+    let taken = dirty.clone();
     let sync = |segment: Arc<Segment>| {
         let (host, files) = (Arc::clone(&inner.host), Arc::clone(&inner.files));
         async move { host.run_blocking(move || segment.sync(&files)).await }
     };
-    futures::stream::iter(dirty).map(sync).buffer_unordered(SYNCS_MAX).try_collect().await
+    let synced = futures::stream::iter(dirty).map(sync).buffer_unordered(SYNCS_MAX).try_collect().await;
+    if synced.is_err() {
+        // One that could not be opened is no failed sync: the next checkpoint syncs it, and those not come to.
+        taken.iter().for_each(|segment| segment.set_dirty());
+    }
+    synced
 }
 
 /// The first frame that is needed, and its `prev_crc`.
@@ -212,7 +218,7 @@ fn write(
         disk.create_dir_all(&group.files.dir)?;
         // Before anything that may be tried again: the next time the folder is not new.
         for folder in group.files.dir.ancestors().skip(1).take(if new { 2 } else { 0 }) {
-            disk.sync_dir(folder).map_err(space::unsynced(folder))?;
+            space::with_descriptor(|| disk.sync_dir(folder)).map_err(space::unsynced(folder))?;
         }
         let meta = Meta {
             group: group.id.0,

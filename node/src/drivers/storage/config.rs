@@ -20,6 +20,8 @@ pub struct StorageConfig {
     pub checkpoint_interval: Duration,
     /// A segment rolls at this size. The same on all nodes, so that replicas' files compare. Default 64 MiB.
     pub segment_bytes: ByteSize,
+    /// Segment files kept open; the least recently used is closed first. Fewer where `ulimit -n` is low. Default 256.
+    pub files_open_max: u32,
     /// Publishes are refused when less is free. Default 1 GiB.
     pub free_bytes_min: ByteSize,
     /// Bytes of the ballast file, released when the disk fills; 0 for none. Default 64 MiB.
@@ -44,6 +46,7 @@ impl Default for StorageConfig {
             checkpoint_bytes: ByteSize::mib(256),
             checkpoint_interval: Duration::from_secs(15),
             segment_bytes: ByteSize::mib(64),
+            files_open_max: 256,
             free_bytes_min: ByteSize::gib(1),
             ballast_bytes: ByteSize::mib(64),
             hang_after: Duration::from_secs(2),

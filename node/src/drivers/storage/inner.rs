@@ -76,7 +76,7 @@ impl Inner {
         let Opened { identity, slots, groups, recovered, files, .. } = opened;
         opened.problems.iter().for_each(|problem| tracing::error!(problem, "the data folder is damaged"));
         let journal = Journal::new(slots, config.journal_slot_bytes.0, opened.lsn_next, opened.durable_lsn);
-        let metrics = Metrics::default();
+        let metrics = Metrics { files_open: files.open_count.clone(), ..Metrics::default() };
         metrics.groups_fenced.set(recovered.iter().filter(|group| group.fenced.is_some()).count() as i64);
         let (asked, requests) = mpsc::channel(16);
         let checkpoints = Checkpoints {

@@ -242,13 +242,14 @@ async fn write(inner: &Arc<Inner>, mut writer: Writer, mut batch: Batch) -> (Wri
         match result {
             Ok(written) => {
                 if waits {
-                    tracing::info!("there is room for the journal again");
+                    tracing::info!("the journal goes on");
                 }
                 return (back, same, written);
             }
             Err(error) if space::is_full(&error) => {
                 if !waits {
-                    tracing::error!(%error, "the disk is full: the journal waits for room, and this node with it");
+                    let lack = space::lack(&error);
+                    tracing::error!(%error, lack, "the journal waits, and this node with it");
                 }
                 waits = true;
                 if inner.wait_for_room().await.is_err() {

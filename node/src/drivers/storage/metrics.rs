@@ -26,6 +26,8 @@ pub struct Metrics {
     pub slots: Gauge,
     /// See `slots`.
     pub slots_recycled: Counter,
+    /// Segment files that are open.
+    pub files_open: Gauge,
     /// Groups fenced because of damage.
     pub groups_fenced: Gauge,
     /// Groups in whose segments a reader or the scrub found damage.
@@ -51,6 +53,7 @@ impl Default for Metrics {
             full: Gauge::default(),
             slots: Gauge::default(),
             slots_recycled: Counter::default(),
+            files_open: Gauge::default(),
             groups_fenced: Gauge::default(),
             segments_damaged: Counter::default(),
             scrubbed_bytes: Counter::default(),
@@ -84,6 +87,7 @@ impl Metrics {
         registry.register("weft_storage_full", "1 while publishes are refused for want of space", self.full.clone());
         registry.register("weft_storage_slots", "Journal files", self.slots.clone());
         registry.register("weft_storage_slots_recycled", "Journal files made free again", self.slots_recycled.clone());
+        registry.register("weft_storage_files_open", "Segment files that are open", self.files_open.clone());
         registry.register("weft_storage_groups_fenced", "Groups fenced because of damage", self.groups_fenced.clone());
         let damaged = self.segments_damaged.clone();
         registry.register("weft_storage_segments_damaged", "Replicas in whose segments damage was found", damaged);

@@ -40,8 +40,8 @@ pub use config::StorageConfig;
 pub use dump::{DumpReport, dump};
 pub use identity::Identity;
 pub use metrics::Metrics;
-pub(crate) use space::FULL_PAUSE;
 pub use space::is_full;
+pub(crate) use space::{FULL_PAUSE, lack};
 pub use staging::Staging;
 
 use crate::host::{Host, Tasks};

@@ -61,7 +61,7 @@ pub(super) fn open(
     disk.sync_dir(dir)?;
     let mut loaded = recovery::load(&**disk, dir)?;
     let slots = open_slots(disk, &journal, &loaded)?;
-    let files = Arc::new(Files::new(Arc::clone(disk), config.segment_bytes.0, Arc::clone(space)));
+    let files = Arc::new(Files::new(Arc::clone(disk), config, Arc::clone(space)));
     let mut meta_next = loaded.manifest.meta_next.max(1);
     let (mut groups, mut recovered, mut folders) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
     for (id, found) in std::mem::take(&mut loaded.groups) {

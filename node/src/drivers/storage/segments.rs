@@ -14,7 +14,7 @@ use super::envelope::invalid;
 use super::files::Files;
 use super::locked;
 use super::meta::FileRecord;
-use super::space::unsynced;
+use super::space::{unsynced, with_descriptor};
 use crate::host::DiskFile;
 
 /// The index notes a batch every so many bytes.
@@ -116,6 +116,11 @@ impl Segment {
     /// Makes durable what is written of it.
     pub(super) fn sync(&self, files: &Files) -> io::Result<()> {
         files.open(&self.path)?.sync_data().map_err(unsynced(&self.path))
+    }
+
+    /// It is to be synced (again).
+    pub(super) fn set_dirty(&self) {
+        locked(&self.state).dirty = true;
     }
 
     /// Whether something of it is not written yet.
@@ -425,7 +430,8 @@ impl ShardFiles {
 
     /// After a restart what is in the segments may be applied again: it must be the same.
     fn same_as_stored(&self, partition: PartitionId, base: Offset, header: &[u8], body: &[u8]) -> io::Result<()> {
-        let stored = self.read(partition, base, 1)?;
+        // What is applied cannot be applied again: it waits here.
+        let stored = with_descriptor(|| self.read(partition, base, 1))?;
         let length = header.len() + body.len();
         let same = stored.first().is_some_and(|batch| {
             batch.len() == length && batch[..HEADER_BYTES] == *header && batch[HEADER_BYTES..] == *body
@@ -548,13 +554,23 @@ impl ShardFiles {
 
     /// Syncs all that was written and the folders of new files.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.take_dirty().iter().try_for_each(|segment| segment.sync(&self.files))?;
+        let dirty = self.take_dirty();
+        let synced = dirty.iter().try_for_each(|segment| segment.sync(&self.files));
+        if synced.is_err() {
+            // The process ends, unless a file could not be opened: then all of it is done again.
+            dirty.iter().for_each(|segment| segment.set_dirty());
+            return synced;
+        }
         let folders = std::mem::take(&mut locked(&self.state).folders);
-        folders
+        let synced = folders
             .iter()
             .rev()
             .filter(|folder| self.files.disk.exists(folder))
-            .try_for_each(|folder| self.files.disk.sync_dir(folder).map_err(unsynced(folder)))
+            .try_for_each(|folder| self.files.disk.sync_dir(folder).map_err(unsynced(folder)));
+        if synced.is_err() {
+            locked(&self.state).folders.extend(folders);
+        }
+        synced
     }
 
     /// A checkpoint is durable: files that the last two omit and nobody uses are removed.

@@ -13,26 +13,52 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use super::{Inner, Metrics, StorageConfig};
+use crate::host::descriptors::is_out_of_descriptors;
 use crate::host::{Disk, Open};
 
 /// Free space is looked at this often, and at once when a write met a full disk.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Who has met a full disk tries again after this.
 pub(crate) const FULL_PAUSE: Duration = Duration::from_millis(250);
+/// Who could not open a file in blocking work tries again after this.
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(20);
 /// Spare journal files are tried again after this.
 const SPARE_AGAIN_AFTER: Duration = Duration::from_secs(3);
 /// The watermark is left when this part of it more is free, so that checkpoints that come and go do not toggle it.
 const LEAVE_PART: u64 = 16;
 
-/// Whether an error says that there is no room: nothing is broken, and the same may be tried again later.
+/// Whether an error says that there is no room on the disk, or no descriptor to open a file with: nothing is broken, and
+/// the same may be tried again later.
 pub fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) || is_out_of_descriptors(error)
+}
+
+/// What there is none of, for a person: `error` is one of which [`is_full`] is true.
+pub(crate) fn lack(error: &io::Error) -> &'static str {
+    if is_out_of_descriptors(error) {
+        "no descriptor is left to open a file with (ulimit -n)"
+    } else {
+        "the disk is full"
+    }
 }
 
 /// The error of a failed sync, of a full disk too: nobody knows what of the file or folder is there, so that it is never
-/// one of those that are tried again.
+/// one of those that are tried again. But a folder that could not even be opened was not synced, and may be again.
 pub(super) fn unsynced(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
-    move |error| io::Error::other(format!("sync {}: {error}", path.display()))
+    move |error| match is_out_of_descriptors(&error) {
+        true => error,
+        false => io::Error::other(format!("sync {}: {error}", path.display())),
+    }
+}
+
+/// Does what opens something in blocking work that cannot be begun anew, however long there is no descriptor for it.
+pub(super) fn with_descriptor<T>(mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match work() {
+            Err(error) if is_out_of_descriptors(&error) => std::thread::sleep(DESCRIPTOR_PAUSE),
+            done => return done,
+        }
+    }
 }
 
 /// What is known of the free space.

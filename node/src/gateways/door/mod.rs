@@ -49,7 +49,7 @@ pub type Calls = Arc<dyn Fn(Request<RecvStream>, SendResponse<Bytes>, Caller) ->
 const FINISHED_POLL: Duration = Duration::from_millis(10);
 
 /// Connections that are told at one time that there is no room for them. More wait in the system's backlog.
-const REFUSALS_MAX: u32 = 64;
+pub(crate) const REFUSALS_MAX: u32 = 64;
 
 /// The door. Cheap to clone.
 #[derive(Clone)]

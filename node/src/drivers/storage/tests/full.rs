@@ -175,3 +175,65 @@ fn a_snapshot_that_does_not_fit_is_not_begun() {
         assert!(storage.segments(GROUP).stage(&[]).is_ok());
     });
 }
+
+#[test]
+fn who_gets_no_descriptor_waits_and_the_disk_is_not_broken() {
+    let disk = MemoryDisk::default();
+    let stored = joined(batch(partition(0), 0, 1500));
+    live(&disk, &small(), async |storage, _, host| {
+        let log = storage.create_group(GROUP, 1).await.unwrap();
+        settled(&storage, &disk).await;
+        let replica = Arc::new(Replica::default());
+        storage.register(GROUP, replica.clone());
+        append(&log, vec![entry(1, 0, b"first")]).await.unwrap();
+        let segments = storage.segments(GROUP);
+        let (header, body) = batch(partition(0), 0, 1500);
+        segments.append(partition(0), Offset(0), header, body).unwrap();
+        disk.set_no_descriptors(true);
+        assert!(is_full(&segments.flush().unwrap_err()));
+        disk.set_no_descriptors(false);
+        segments.flush().unwrap();
+        disk.set_no_descriptors(true);
+        replica.set(at(1, 0), b"state");
+        assert!(is_full(&storage.checkpoint().await.unwrap_err()), "it is tried again");
+        // Larger than any journal file that is there.
+        let (done, written) = done();
+        log.append(vec![entry(1, 1, &vec![7; 200 << 10])], done);
+        let mut written = std::pin::pin!(written);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(futures::poll!(written.as_mut()).is_pending());
+        disk.set_no_descriptors(false);
+        written.await.unwrap();
+        replica.set(at(1, 0), b"state");
+        storage.checkpoint().await.unwrap();
+        assert_eq!(host.aborted(), None);
+    });
+    // What the first checkpoint could not sync, the next one has.
+    disk.crash(Crash::LoseAll);
+    live(&disk, &small(), async |storage, _, _| {
+        assert_eq!(storage.log(GROUP).unwrap().state().last, Some(at(1, 1)));
+        let read = storage.segments(GROUP).read(partition(0), Offset(0), 1 << 20).unwrap();
+        assert_eq!(read, vec![stored.clone()]);
+    });
+}
+
+#[test]
+fn segment_files_that_are_open_are_bounded() {
+    let disk = MemoryDisk::default();
+    let config = StorageConfig { files_open_max: 16, ..small() };
+    live(&disk, &config, async |storage, _, _| {
+        storage.create_group(GROUP, 1).await.unwrap();
+        let segments = storage.segments(GROUP);
+        for round in 0..2 {
+            for index in 0..40 {
+                let (header, body) = batch(partition(index), round, 100);
+                segments.append(partition(index), Offset(round), header, body).unwrap();
+                segments.flush().unwrap();
+                assert!(storage.metrics().files_open.get() <= 16);
+            }
+        }
+        assert_eq!(storage.metrics().files_open.get(), 16);
+        // One that is open is given up for one that is to be opened.
+        assert_eq!(segments.read(partition(0), Offset(0), 1 << 20).unwrap().len(), 2);
+    });
+}
