@@ -1,6 +1,6 @@
 //! Reads the head of a client's request.
 
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method};
 use tokio::time::Instant;
@@ -40,6 +40,10 @@ pub(super) fn call(head: Parts, caller: Caller, now: Instant) -> Result<Call, Er
         "true" => true,
         other => return Err(invalid(format!("{IDEMPOTENT} is {}: use true or false", names::shown(other)))),
     };
+    if uri.authority().is_some() {
+        // RFC 9113 §8.3.1: `:authority` is what counts, and servers take it ill if `host` says another.
+        headers.remove(HOST);
+    }
     let path = uri.path().to_owned();
     let call = Call::new(uri, headers, caller);
     let mut call = call.map(|call| call.after(hops)).ok_or_else(|| {
