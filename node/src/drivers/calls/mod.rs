@@ -21,6 +21,7 @@ mod remote;
 mod rotation;
 mod serve;
 mod whole;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

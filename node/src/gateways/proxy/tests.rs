@@ -3,6 +3,7 @@
 mod homes;
 mod hop;
 mod memory;
+mod shared;
 mod world;
 mod wrong;
 
