@@ -9,6 +9,7 @@ mod care;
 mod config;
 mod connection;
 mod health;
+mod manners;
 mod metrics;
 mod own;
 mod page;

@@ -12,7 +12,7 @@ use weft_cluster::caller::{Caller, Trace};
 use weft_proto::v1::ErrorCode;
 
 use super::budget::Grant;
-use super::{Inner, own};
+use super::{Inner, manners, own};
 use crate::wire::{self, headers::request_bytes};
 
 /// Runs a request as a task of its own.
@@ -26,6 +26,11 @@ pub(super) fn dispatch(
     if headers_bytes as u64 > door.config.header_bytes_max.as_u64() {
         door.metrics.headers_refused.inc();
         return too_large(headers_bytes, door.config.header_bytes_max.as_u64(), &mut respond);
+    }
+    if let Some(refusal) = manners::refusal(&request) {
+        // The client may have gone: then nobody reads it.
+        let _ = respond.send_response(refusal, true);
+        return;
     }
     let Some(grant) = door.budget.request(headers_bytes, &door.config) else {
         door.metrics.requests_refused.inc();

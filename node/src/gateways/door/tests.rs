@@ -261,3 +261,30 @@ async fn a_node_that_stops_lets_calls_end() {
     house.hang_up.cancel();
     house.becomes(|house| house.held() == (0, 0, 0, 0)).await;
 }
+
+#[tokio::test]
+async fn what_is_no_grpc_is_told_so_in_http() {
+    let house = House::open(ApiConfig::default());
+    let mut client = house.client().await;
+    let mut answered = async |method: &str, uri: &str, kind: &str| {
+        let request = Request::builder().method(method).uri(uri).header("content-type", kind).body(()).expect("good");
+        let answer = client.send_request(request, true).expect("ready").0.await.expect("an answer");
+        answer.status().as_u16()
+    };
+    for path in [CHECK, ECHO] {
+        let uri = format!("http://node{path}");
+        for kind in ["text/plain", "application/grpc-web+proto", "application/grpcs", "application/json", ""] {
+            assert_eq!(answered("POST", &uri, kind).await, 415, "{path} as {kind}");
+        }
+        for method in ["GET", "HEAD", "OPTIONS", "BREW"] {
+            assert_eq!(answered(method, &uri, "application/grpc").await, 405, "{method} {path}");
+        }
+    }
+    assert_eq!(answered("CONNECT", "node:80", "application/grpc").await, 501);
+    assert_eq!((house.metrics().requests.get(), house.metrics().calls.get()), (0, 0), "nobody served one");
+    let uri = format!("http://node{ECHO}");
+    for kind in ["application/grpc+proto", "application/grpc;charset=utf-8", "Application/GRPC"] {
+        assert_eq!(answered("POST", &uri, kind).await, 200, "{kind}");
+    }
+    house.becomes_clean().await;
+}
