@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use ring::rand::{SecureRandom, SystemRandom};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use weft_cluster::ids::Millis;
 
 use super::{Connection, Disk, Host, Listener, Promise, SocketBuffers, Work};
@@ -26,6 +26,19 @@ impl Production {
     pub fn new(disk: Arc<dyn Disk>) -> Self {
         Production { disk, dice: SystemRandom::new() }
     }
+}
+
+/// Connections that wait to be accepted: when a node restarts, all its clients come at once. The system may allow fewer
+/// (net.core.somaxconn).
+const BACKLOG: u32 = 4_096;
+
+/// A listening socket.
+fn tcp(bind: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if bind.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A node that has just ended leaves connections behind that would keep its successor from its port.
+    socket.set_reuseaddr(true)?;
+    socket.bind(bind)?;
+    socket.listen(BACKLOG)
 }
 
 impl Host for Production {
@@ -49,7 +62,7 @@ impl Host for Production {
 
     fn listen<'a>(&'a self, bind: SocketAddr) -> Promise<'a, io::Result<Box<dyn Listener>>> {
         Box::pin(async move {
-            let listener = TcpListener::bind(bind).await?;
+            let listener = tcp(bind)?;
             let local = listener.local_addr()?;
             Ok(Box::new(Tcp { listener, local }) as Box<dyn Listener>)
         })
@@ -144,4 +157,26 @@ fn udp(bind: SocketAddr, buffers: SocketBuffers) -> io::Result<(UdpSocket, Socke
 /// Linux answers with twice what it grants: the other half is its own bookkeeping (socket(7)).
 fn usable(reported: usize) -> usize {
     if cfg!(target_os = "linux") { reported / 2 } else { reported }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn many_clients_may_wait_to_be_accepted() {
+        let listener = tcp(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+        let at = listener.local_addr().expect("it is bound");
+        let connecting = async {
+            let mut waiting = Vec::new();
+            for _ in 0..400 {
+                waiting.push(TcpStream::connect(at).await.expect("it is taken in"));
+            }
+            waiting
+        };
+        let waiting = tokio::time::timeout(Duration::from_secs(20), connecting).await.expect("none is left outside");
+        assert_eq!(waiting.len(), 400);
+    }
 }
