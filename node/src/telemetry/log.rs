@@ -30,8 +30,12 @@ pub fn check_filter(text: &str) -> Result<(), String> {
     filter(text).map(drop)
 }
 
+/// HTTP/2 warns of every PING ack that nobody asked for: any client could fill the log. Whoever wants those lines names
+/// this target in the filter.
+const QUIET: &str = "h2::proto::ping_pong=error";
+
 fn filter(text: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(text).map_err(|error| {
+    EnvFilter::try_new(format!("{QUIET},{text}")).map_err(|error| {
         format!("log.filter: `{text}` is not understood ({error}); use levels like `info` or `info,weft_node::drivers=debug`")
     })
 }
@@ -39,6 +43,23 @@ fn filter(text: &str) -> Result<EnvFilter, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_client_can_fill_the_log_with_pings() {
+        use tracing_subscriber::prelude::*;
+        let enabled = |text: &str| {
+            let filter = filter(text).expect("it can be read");
+            tracing::subscriber::with_default(tracing_subscriber::registry().with(filter), || {
+                (
+                    tracing::enabled!(target: "h2::proto::ping_pong", tracing::Level::WARN),
+                    tracing::enabled!(target: "h2::proto::streams", tracing::Level::WARN),
+                )
+            })
+        };
+        assert_eq!(enabled("info"), (false, true));
+        assert_eq!(enabled("debug,h2=debug"), (false, true));
+        assert_eq!(enabled("info,h2::proto::ping_pong=debug"), (true, true));
+    }
 
     #[test]
     fn a_filter_is_checked() {
