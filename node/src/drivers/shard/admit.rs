@@ -5,12 +5,12 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use weft_batch::Batch;
 use weft_cluster::errors::over;
-use weft_cluster::ids::{Epoch, PartitionId, TopicId};
+use weft_cluster::ids::{PartitionId, TopicId};
 use weft_cluster::view::ClusterView;
 use weft_proto::internal::v1::ForwardAppend;
 use weft_proto::v1::{Ack, Error, ErrorCode, Receipt, Retry};
 
-use super::queue::{Append, Permit, Work};
+use super::queue::{Append, Work};
 use super::refusal::{bad_batch, disk_full, invalid, outcome_unknown, overloaded, refusal};
 use super::seat::Seat;
 use crate::host::Promise;
@@ -28,56 +28,42 @@ pub(super) fn append(
         return Err(disk_full(&view, seat.shard));
     }
     let (partition, events) = check(&view, seat, &append)?;
-    let ticket = Ticket { partition, events, append, epoch: leadership.epoch };
-    if let Some(permit) = seat.queue.try_room(ticket.append.packed.len()) {
-        return Ok(ticket.queue(seat, permit));
-    }
-    let seat = seat.clone();
-    // The promise is polled in the order of the calls, and the semaphores are fair: the order is kept.
-    Ok(Box::pin(async move {
-        let bytes = ticket.append.packed.len();
-        match tokio::time::timeout(seat.commons.config.queue_patience, seat.queue.room(bytes)).await {
-            Ok(Some(permit)) => ticket.queue(&seat, permit).await,
-            _ => {
-                seat.commons.metrics.overloaded.inc();
-                let config = &seat.commons.config;
-                let (limit, max) = match seat.queue.is_full(bytes) {
-                    true => ("shards.shard_queue_bytes_max", config.shard_queue_bytes_max),
-                    false => ("shards.queue_bytes_max", config.queue_bytes_max),
-                };
-                Err(overloaded(limit, max.as_u64()))
-            }
-        }
-    }))
-}
-
-/// A checked batch on its way into the queue.
-struct Ticket {
-    partition: PartitionId,
-    events: u32,
-    append: ForwardAppend,
-    epoch: Epoch,
-}
-
-impl Ticket {
-    fn queue(self, seat: &Seat, permit: Permit) -> Promise<'static, Result<Receipt, Error>> {
-        let accepted = self.append.ack() == Ack::Accepted;
-        let (reply, outcome) = oneshot::channel();
-        let (partition, events) = (self.partition, self.events);
-        let reply = (!accepted).then_some(reply);
-        seat.queue.push(Work::Append(Append { partition, packed: self.append.packed, reply, permit }));
+    let bytes = append.packed.len();
+    let accepted = append.ack() == Ack::Accepted;
+    let receipt = Receipt {
+        partition: partition.index,
+        count: events,
+        epoch: leadership.epoch.0,
+        ack: Ack::Accepted.into(),
+        ..Receipt::default()
+    };
+    let (reply, outcome) = oneshot::channel();
+    let reply = (!accepted).then_some(reply);
+    let work = Work::Append(Append { partition, packed: append.packed, reply, permit: None });
+    // Its place is that of this call, whoever is polled first; the room is waited for there.
+    let place = seat.queue.enter(work);
+    let stored = async move {
         if accepted {
-            let receipt = Receipt {
-                partition: partition.index,
-                count: events,
-                epoch: self.epoch.0,
-                ack: Ack::Accepted.into(),
-                ..Receipt::default()
-            };
-            return Box::pin(std::future::ready(Ok(receipt)));
+            return Ok(receipt);
         }
-        Box::pin(async move { outcome.await.unwrap_or_else(|_| Err(outcome_unknown("the owner is stopping"))) })
-    }
+        outcome.await.unwrap_or_else(|_| Err(outcome_unknown("the owner is stopping")))
+    };
+    let Some(mut place) = place else { return Ok(Box::pin(stored)) };
+    let seat = seat.clone();
+    Ok(Box::pin(async move {
+        let config = &seat.commons.config;
+        let waited = tokio::time::timeout(config.queue_patience, place.admitted()).await;
+        let full = seat.queue.is_full(bytes);
+        if waited.is_ok() || !place.give_up() {
+            return stored.await;
+        }
+        seat.commons.metrics.overloaded.inc();
+        let (limit, max) = match full {
+            true => ("shards.shard_queue_bytes_max", config.shard_queue_bytes_max),
+            false => ("shards.queue_bytes_max", config.queue_bytes_max),
+        };
+        Err(overloaded(limit, max.as_u64()))
+    }))
 }
 
 /// The partition and the number of events of a batch that may be proposed.

@@ -26,7 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::{Receiver, Sender};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use weft_cluster::caller::Caller;
 use weft_cluster::ids::{LogPosition, NodeId, PartitionId, RaftGroup, ShardId};
 use weft_cluster::view::ClusterView;
@@ -39,6 +39,7 @@ pub use config::ShardConfig;
 pub use metrics::Metrics;
 
 use cache::TailCache;
+use queue::NodeRoom;
 use seat::Seat;
 
 use crate::drivers::link::Links;
@@ -57,7 +58,7 @@ struct Commons {
     tasks: Tasks,
     cache: TailCache,
     /// Bytes that may still wait over all shards.
-    room: Arc<Semaphore>,
+    room: Arc<NodeRoom>,
 }
 
 impl Commons {
@@ -70,13 +71,12 @@ impl Commons {
     }
 
     fn room_bytes(config: &ShardConfig) -> usize {
-        bytes_of(config.queue_bytes_max).clamp(weft_batch::BATCH_BYTES_MAX, Semaphore::MAX_PERMITS)
+        bytes_of(config.queue_bytes_max).max(weft_batch::BATCH_BYTES_MAX)
     }
 
     /// Bytes that wait or are being committed, over all shards.
     fn queued_bytes(&self) -> i64 {
-        let taken = Commons::room_bytes(&self.config).saturating_sub(self.room.available_permits());
-        i64::try_from(taken).unwrap_or(i64::MAX)
+        i64::try_from(self.room.taken()).unwrap_or(i64::MAX)
     }
 
     // One batch of the largest size always fits, whatever the configuration says.
@@ -114,7 +114,7 @@ impl Shards {
     ) -> Shards {
         let metrics = Metrics::default();
         let cache = TailCache::new(bytes_of(config.tail_bytes_max), metrics.tail_bytes.clone());
-        let room = Arc::new(Semaphore::new(Commons::room_bytes(&config)));
+        let room = NodeRoom::new(Commons::room_bytes(&config));
         let commons = Commons { host, storage, links, view, config, metrics, tasks, cache, room };
         Shards { inner: Arc::new(Inner { commons: Arc::new(commons), seats: Mutex::default() }) }
     }

@@ -244,14 +244,8 @@ fn refused(refusal: Refusal) -> Error {
 
 fn refuse(seat: &Seat, hint: Option<NodeId>) {
     let error = refusal::not_owner(hint);
-    loop {
-        let works = seat.queue.take(usize::MAX);
-        if works.is_empty() {
-            return;
-        }
-        for work in works {
-            work.refuse(&error);
-        }
+    for work in seat.queue.take_all() {
+        work.refuse(&error);
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) struct Seat {
     pub(super) shard: ShardId,
     pub(super) commons: Arc<Commons>,
     pub(super) segments: Segments,
-    pub(super) queue: Queue,
+    pub(super) queue: Arc<Queue>,
     pub(super) dispatchers: Dispatchers,
     pub(super) read_points: ReadPoints,
     /// Cancelled when the replica leaves this node.

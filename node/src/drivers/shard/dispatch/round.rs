@@ -88,11 +88,8 @@ fn add(ranges: &mut Vec<(u64, u64)>, first: u64, last: u64) {
 async fn propose(seat: &Seat, command: AckCommand, epoch: Epoch) -> Result<(), Error> {
     loop {
         let (reply, outcome) = oneshot::channel();
-        let permit = match seat.queue.try_ack_room() {
-            Some(permit) => permit,
-            None => seat.queue.ack_room().await.ok_or_else(|| refusal::not_owner(None))?,
-        };
-        seat.queue.push(Work::Ack(Ack { command: command.clone(), reply, permit }));
+        // Held while it waits for room: dropped, it would give its place up.
+        let _place = seat.queue.enter(Work::Ack(Ack { command: command.clone(), reply, permit: None }));
         let error = match outcome.await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error,
