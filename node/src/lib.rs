@@ -27,7 +27,7 @@ use crate::drivers::endpoint::Dialer;
 use crate::drivers::forward::Forward;
 use crate::drivers::gossip::Gossip;
 use crate::drivers::instances::Instances;
-use crate::drivers::link::{self, Links};
+use crate::drivers::link::{self, CertificateFiles, Links};
 use crate::drivers::pki;
 use crate::drivers::raft::{self, Rafts};
 use crate::drivers::shard::Shards;
@@ -127,6 +127,9 @@ impl Node {
         let links = Links::start(host.clone(), config.link.clone(), bind, hello, credentials, &tasks)
             .await
             .with_context(|| format!("open links on {bind}"))?;
+        let files =
+            CertificateFiles { ca: config.tls.ca.clone(), cert: config.tls.cert.clone(), key: config.tls.key.clone() };
+        tasks.spawn("certificate", links.clone().watch_certificate(files));
         let keeping = storage.clone();
         let keep = move |starts| -> Promise<'static, ()> {
             let storage = keeping.clone();

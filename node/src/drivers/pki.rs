@@ -214,6 +214,12 @@ pub fn check(credentials: &Credentials, cert: &Path, now: Millis) -> Result<Mill
     Ok(Millis(validity.not_after.timestamp().saturating_mul(1_000)))
 }
 
+/// Until when the first certificate of a chain is good.
+pub(super) fn until(chain: &[CertificateDer<'_>]) -> Option<Millis> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(chain.first()?).ok()?;
+    Some(Millis(parsed.validity().not_after.timestamp().saturating_mul(1_000)))
+}
+
 /// Checks that a chain leads to one of the roots, and is valid at `now`.
 pub(super) fn verify(
     chain: &[CertificateDer<'_>],

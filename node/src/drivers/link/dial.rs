@@ -127,7 +127,7 @@ pub(super) async fn dial(inner: &Arc<Inner>, address: SocketAddr) -> Result<Peer
 async fn dial_now(inner: &Arc<Inner>, address: SocketAddr) -> Result<Peer, DialError> {
     let connecting = inner
         .endpoint
-        .connect_with(inner.client.clone(), address, "weft")
+        .connect_with(lock(&inner.client).clone(), address, "weft")
         .map_err(|error| DialError::Failed(error.to_string()))?;
     let shake = async {
         let connection = connecting.await.map_err(why)?;
@@ -284,6 +284,8 @@ fn certificate(error: &ConnectionError) -> Option<String> {
         }
         _ => return None,
     };
+    // Not to the second: a cause that goes on is logged once.
+    let reason = reason.split(": verification time").next().unwrap_or_default();
     let advice = match code.checked_sub(TLS_ALERT)? {
         UNKNOWN_CA | DECRYPT_ERROR => {
             "; the two are not of one CA: issue both with the same one (`weft ca issue`), and give both its ca.pem as tls.ca"

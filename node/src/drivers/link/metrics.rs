@@ -43,6 +43,7 @@ pub(super) struct Metrics {
     pub(super) dials_failed: Counter,
     pub(super) gossip_dropped: Counter,
     pub(super) tripwires_refused: Counter,
+    pub(super) certificate_days: Gauge<f64, AtomicU64>,
     pub(super) socket_receive_bytes: Gauge,
     pub(super) socket_send_bytes: Gauge,
 }
@@ -54,6 +55,8 @@ impl Metrics {
         registry.register("weft_link_clock_ahead_seconds", "The peer's wall clock minus this node's", ahead.clone());
         let far = &self.clock_refused;
         registry.register("weft_link_clock_refused", "Log times taken from the voters' median", far.clone());
+        let days = &self.certificate_days;
+        registry.register("weft_link_certificate_days_left", "Until this node's certificate expires", days.clone());
         registry.register("weft_link_sent_bytes", "UDP payload sent", self.sent_bytes.clone());
         registry.register("weft_link_received_bytes", "UDP payload received", self.received_bytes.clone());
         registry.register("weft_link_lost_packets", "Packets that QUIC sent again", self.lost_packets.clone());

@@ -20,6 +20,7 @@ use weft_cluster::ids::{Generation, NodeId, Start};
 use crate::drivers::pki::Credentials;
 use crate::host::{Host, Listener, Promise, SocketBuffers, Tasks};
 
+mod certificate;
 mod clock;
 mod config;
 mod dial;
@@ -37,6 +38,7 @@ mod tls;
 mod tripwire;
 mod vigil;
 
+pub use certificate::CertificateFiles;
 pub use config::{LinkConfig, MTU_MAX, MTU_MIN};
 pub use frame::{FrameReceiver, FrameSender};
 use metrics::Metrics;
@@ -228,7 +230,8 @@ struct Inner {
     me: Me,
     cluster: AtomicU64,
     endpoint: quinn::Endpoint,
-    client: quinn::ClientConfig,
+    client: Mutex<quinn::ClientConfig>,
+    certificate: Mutex<certificate::Held>,
     tasks: Tasks,
     metrics: Metrics,
     clock: clock::Clock,
@@ -262,6 +265,7 @@ impl Links {
             let reason = format!("peers cannot reach {}: set the address that they are told", me.peer_address);
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
+        let held = certificate::Held::new(&credentials);
         let settings = tls::settings(&host, &config, &me, credentials)?;
         let (endpoint, listener, granted) = bind_both(&host, &config, bind, settings.endpoint, settings.server).await?;
         if me.peer_address.port() == 0 {
@@ -277,7 +281,8 @@ impl Links {
             config,
             me,
             endpoint,
-            client: settings.client,
+            client: Mutex::new(settings.client),
+            certificate: Mutex::new(held),
             tasks: tasks.clone(),
             metrics,
             clock: clock::Clock::new(),

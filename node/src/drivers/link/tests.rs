@@ -260,6 +260,19 @@ async fn a_foreign_ca_is_refused_by_both() {
     assert!(theirs.iter().all(|reason| reason.contains("it refuses this node's certificate")), "{theirs:?}");
 }
 
+#[tokio::test]
+async fn a_new_certificate_is_used_for_the_links_that_come() {
+    let (old, new) = (authority(), authority());
+    let (a, b) = (node(&old, 1, "n1").await, node(&new, 2, "n2").await);
+    a.links.dial(b.at()).await.expect_err("of another CA");
+    assert_eq!(a.links.renew(credentials(&new, "n3")).expect_err("of another name").matches("`n3`").count(), 1);
+    assert_eq!(a.links.renew(credentials(&new, "n1")), Ok(true));
+    a.links.dial(b.at()).await.expect("as a client");
+    let c = node(&new, 3, "n3").await;
+    c.links.dial(a.at()).await.expect("as a server");
+    assert_eq!(a.links.certificate_expired(), None);
+}
+
 fn lock_reasons(node: &Node) -> usize {
     peers::lock(&node.links.inner.reasons).len()
 }

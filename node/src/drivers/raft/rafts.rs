@@ -241,6 +241,11 @@ pub struct Rafts {
 }
 
 impl Rafts {
+    /// Why no link can come up, if this node's certificate has expired.
+    pub fn certificate_expired(&self) -> Option<String> {
+        self.context.links.certificate_expired()
+    }
+
     /// Makes the handles and starts this node's replica of the registry if it has one. Does not wait for peers. If
     /// its data cannot be read, it is fenced.
     pub async fn open(parts: super::Parts) -> (Rafts, Registry) {

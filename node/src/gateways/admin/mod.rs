@@ -31,11 +31,20 @@ pub trait Replicas: Send + Sync + 'static {
     /// Who leads a shard as this node's replica of it knows: `None` if no replica runs here, `Some(None)` if it
     /// knows no leader.
     fn leader(&self, shard: ShardId) -> Option<Option<NodeId>>;
+
+    /// Why this node can have no new link, if it is known.
+    fn cut_off(&self) -> Option<String> {
+        None
+    }
 }
 
 impl Replicas for Rafts {
     fn leader(&self, shard: ShardId) -> Option<Option<NodeId>> {
         self.group(RaftGroup::of(shard)).map(|group| group.leadership().borrow().leader)
+    }
+
+    fn cut_off(&self) -> Option<String> {
+        self.certificate_expired()
     }
 }
 

@@ -7,11 +7,15 @@ use weft_proto::internal::v1::ShardRecord;
 use super::Replicas;
 
 /// Ready: the registry is known here, this node is in it, and each replica that the shard table places here runs
-/// and knows a leader (or is being filled by one).
+/// and knows a leader (or is being filled by one). A node whose certificate has expired is not.
 ///
 /// # Errors
 /// One line that says what is missing.
 pub(super) fn check(view: &ClusterView, replicas: &dyn Replicas) -> Result<(), String> {
+    // First: it is why the rest is missing, now or after the next lost link.
+    if let Some(reason) = replicas.cut_off() {
+        return Err(reason);
+    }
     if view.registry.cluster_id() == 0 {
         return Err("the registry is not known here yet: the cluster is not founded, or no node of it was met".into());
     }
