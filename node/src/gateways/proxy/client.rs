@@ -54,7 +54,7 @@ impl H2Client {
                 // Refused only if the message is no header value, and it is percent-encoded.
                 let _ = status_of(reason).add_header(&mut trailers);
                 // The client may have gone: then nobody reads it.
-                drop(out.trailers(trailers));
+                let _ = out.trailers(trailers);
             }
         }
     }
