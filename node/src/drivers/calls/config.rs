@@ -22,11 +22,6 @@ pub struct CallsConfig {
     pub connect_timeout: Duration,
     /// HTTP/2 connections to one instance.
     pub connections_max: usize,
-    /// And so many if each has as many calls as the instance allows on one.
-    pub connections_full_max: usize,
-    /// How long a call waits while all of them are full; then it is refused.
-    #[serde(with = "humantime_serde")]
-    pub room_wait: Duration,
     /// One more connection is opened when each has so many calls.
     pub connection_calls: usize,
     /// Calls that wait for room on the connections to one instance; more are refused. As many may wait at this node for
@@ -37,8 +32,7 @@ pub struct CallsConfig {
     pub idle_timeout: Duration,
     /// Bytes that an instance may send on one call before they have been passed on.
     pub stream_window: ByteSize,
-    /// Bytes that an instance may send on all calls of one connection before they have been passed on: the more calls,
-    /// the less each may have, but 64 KiB in any case.
+    /// Bytes that an instance may send on one connection before they have been passed on.
     pub connection_window: ByteSize,
     /// The metadata of an instance's answer, and its trailers: bytes of each as HTTP/2 counts them (names, values and 32
     /// for each entry).
@@ -70,8 +64,6 @@ impl Default for CallsConfig {
         CallsConfig {
             connect_timeout: Duration::from_secs(1),
             connections_max: 4,
-            connections_full_max: 64,
-            room_wait: Duration::from_secs(3),
             connection_calls: 64,
             waiting_max: 4_096,
             idle_timeout: Duration::from_secs(300),
@@ -97,7 +89,6 @@ impl CallsConfig {
     pub fn check(&self) -> Result<(), String> {
         for (key, value) in [
             ("connect_timeout", self.connect_timeout),
-            ("room_wait", self.room_wait),
             ("idle_timeout", self.idle_timeout),
             ("instance_wait", self.instance_wait),
             ("instance_backoff", self.instance_backoff),
@@ -108,7 +99,6 @@ impl CallsConfig {
         }
         for (key, value) in [
             ("connections_max", self.connections_max),
-            ("connections_full_max", self.connections_full_max),
             ("connection_calls", self.connection_calls),
             ("waiting_max", self.waiting_max),
             ("attempts_max", self.attempts_max as usize),
@@ -122,12 +112,6 @@ impl CallsConfig {
             if value > 10_000 {
                 return Err(format!("calls.{key} is {value}, but must be 0 to 10,000"));
             }
-        }
-        if self.connections_full_max < self.connections_max {
-            return Err(format!(
-                "calls.connections_full_max is {}, but must be at least calls.connections_max, {}",
-                self.connections_full_max, self.connections_max
-            ));
         }
         if !(1..=hops::HOPS_MAX).contains(&self.hops_max) {
             return Err(format!("calls.hops_max is {}, but must be 1 to {}", self.hops_max, hops::HOPS_MAX));

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 
 use super::config::HEADER_BYTES_MOST;
-use super::{CallsConfig, Shared, windows};
+use super::{CallsConfig, Shared};
 use crate::drivers::endpoint::{Endpoint, Speaks};
 use crate::host::Io;
 use crate::wire::{Outbox, Pulse, Traffic};
@@ -54,11 +54,11 @@ async fn open_now(endpoint: &Endpoint, shared: &Shared) -> Result<Opened, String
 async fn greet(io: Box<dyn Io>, config: &CallsConfig) -> Result<Opened, String> {
     let io = Traffic::new(io).bounding_headers(BLOCK_BYTES_MAX, BLOCK_RULE);
     let (pulse, outbox) = (io.pulse(), io.outbox());
+    let window = |size: bytesize::ByteSize| u32::try_from(size.as_u64()).unwrap_or(u32::MAX >> 1).min(u32::MAX >> 1);
     let mut builder = h2::client::Builder::new();
     builder
-        .initial_window_size(windows::bytes(config.stream_window))
-        // The streams' windows bound what waits; this one must never be what stops a stream.
-        .initial_connection_window_size(windows::WINDOW_BYTES_MOST)
+        .initial_window_size(window(config.stream_window))
+        .initial_connection_window_size(window(config.connection_window))
         .max_frame_size(FRAME_BYTES_MAX)
         .max_header_list_size(CUT_BYTES)
         .max_concurrent_reset_streams(RESET_STREAMS_MAX)

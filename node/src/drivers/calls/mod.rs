@@ -21,7 +21,6 @@ mod remote;
 mod rotation;
 mod serve;
 mod whole;
-mod windows;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

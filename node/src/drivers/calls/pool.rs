@@ -19,7 +19,6 @@ use weft_proto::v1::ErrorCode;
 use super::Shared;
 use super::connect;
 use super::failure::Failure;
-use super::windows::Windows;
 use crate::drivers::endpoint::Endpoint;
 use crate::host::Turn;
 use crate::wire::{Outbox, Pulse};
@@ -89,10 +88,8 @@ impl Pool {
     /// A place on the connection with the fewest calls; opens one if there is none, or if all are busy.
     ///
     /// # Errors
-    /// `UNREACHABLE` if none can be opened, `OVERLOADED` if too many calls wait, or this one has for too long. Not a byte
-    /// was sent.
+    /// `UNREACHABLE` if none can be opened, `OVERLOADED` if too many calls wait. Not a byte was sent.
     pub(super) async fn lease(self: &Arc<Self>) -> Result<Lease, Failure> {
-        let mut until = None;
         loop {
             // Made before the look, so that no connection is freed unheard in between.
             let freed = self.freed.notified();
@@ -112,11 +109,7 @@ impl Pool {
                 }
                 Look::Full => {
                     let _waiting = self.wait()?;
-                    let patience = self.shared.config.room_wait;
-                    let until = *until.get_or_insert_with(|| Instant::now() + patience);
-                    if tokio::time::timeout_at(until, freed).await.is_err() {
-                        return Err(self.no_room());
-                    }
+                    freed.await;
                 }
             }
         }
@@ -128,11 +121,8 @@ impl Pool {
         state.connections.retain(|connection| !connection.closed.load(Ordering::Acquire));
         let least = state.connections.iter().min_by_key(|connection| connection.calls.load(Ordering::Relaxed));
         let least = least.map(|least| (least.clone(), least.calls.load(Ordering::Relaxed)));
-        let full = least.as_ref().is_none_or(|(least, calls)| *calls >= least.calls_max);
-        // An instance that allows few calls on each connection gets more of them.
-        let connections_max = if full { config.connections_full_max } else { config.connections_max };
         let busy = least.as_ref().is_none_or(|(least, calls)| *calls >= config.connection_calls.min(least.calls_max));
-        if busy && state.opening.is_none() && state.connections.len() < connections_max {
+        if busy && state.opening.is_none() && state.connections.len() < config.connections_max {
             state.opening = Some(self.open());
         }
         match (least, &state.opening) {
@@ -155,17 +145,6 @@ impl Pool {
             return Err(Failure::refused(ErrorCode::Overloaded, message));
         }
         Ok(waiting)
-    }
-
-    fn no_room(&self) -> Failure {
-        self.shared.metrics.overloaded.inc();
-        let (patience, connections) = (self.shared.config.room_wait, self.state().connections.len());
-        let message = format!(
-            "all {connections} connections to {} have as many calls as it allows, and none ended within {patience:?}: \
-             calls.connections_full_max, calls.room_wait",
-            self.endpoint,
-        );
-        Failure::refused(ErrorCode::Overloaded, message)
     }
 
     /// Opens a connection in a task of its own: calls that wait for it may come and go.
@@ -211,10 +190,9 @@ impl Pool {
         self.freed.notify_waiters();
         // The pool may go while the connection's last calls end.
         let (pool, id) = (Arc::downgrade(&self), self.id);
-        let windows = Windows::new(self.shared.config.stream_window, self.shared.config.connection_window);
         drop(self);
         let closing = connection_closing(&pool, &connection);
-        let ended = gathered(opened.connection, opened.outbox, Arc::downgrade(&connection), windows);
+        let ended = gathered(opened.connection, opened.outbox, Arc::downgrade(&connection));
         drop(connection);
         let ended = ended.await;
         closing.closed();
@@ -248,18 +226,11 @@ async fn gathered(
     running: h2::client::Connection<impl AsyncRead + AsyncWrite + Unpin, Bytes>,
     outbox: Outbox,
     connection: Weak<Connection>,
-    mut windows: Windows,
 ) -> Result<(), h2::Error> {
     let (mut running, mut turn) = (pin!(running), Turn::default());
     poll_fn(|cx| {
-        let calls = connection.upgrade().map_or(0, |it| it.calls.load(Ordering::Relaxed));
-        ready!(turn.poll(cx, calls >= GATHERED_CALLS_MIN));
-        if let Some(window) = windows.wanted(calls)
-            && running.set_initial_window_size(window).is_ok()
-        {
-            // Refused while the instance has not confirmed the last one: then it follows with a later turn.
-            windows.set(window);
-        }
+        let busy = || connection.upgrade().is_some_and(|it| it.calls.load(Ordering::Relaxed) >= GATHERED_CALLS_MIN);
+        ready!(turn.poll(cx, busy()));
         outbox.gather();
         let polled = running.as_mut().poll(cx);
         outbox.send(cx);

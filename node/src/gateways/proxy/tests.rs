@@ -3,7 +3,6 @@
 mod homes;
 mod hop;
 mod memory;
-mod shared;
 mod world;
 mod wrong;
 

@@ -11,9 +11,6 @@ use tokio_rustls::TlsAcceptor;
 use super::MemoryNet;
 use super::client::put;
 
-/// Streams that an instance allows on a connection.
-const STREAMS_MAX: u32 = 1_000;
-
 /// What an instance has seen and done.
 #[derive(Default)]
 pub(in crate::gateways::proxy::tests) struct Seen {
@@ -34,17 +31,12 @@ pub(in crate::gateways::proxy::tests) struct Instance {
 impl Instance {
     /// Speaks HTTP/2; what it does depends on the method.
     pub(in crate::gateways::proxy::tests) fn start(net: &MemoryNet, port: u16) -> Instance {
-        Instance::narrow(net, port, STREAMS_MAX)
-    }
-
-    /// The same, and allows so many streams on each connection.
-    pub(in crate::gateways::proxy::tests) fn narrow(net: &MemoryNet, port: u16, streams_max: u32) -> Instance {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (mut taken, shared) = (net.take(port), seen.clone());
         let task = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
             while let Some(io) = taken.recv().await {
-                connections.spawn(speak(io, shared.clone(), streams_max));
+                connections.spawn(speak(io, shared.clone()));
                 while connections.try_join_next().is_some() {}
             }
         });
@@ -59,7 +51,7 @@ impl Instance {
             while let Some(io) = taken.recv().await {
                 // Who does not like the certificate ends it.
                 if let Ok(io) = acceptor.accept(io).await {
-                    tokio::spawn(speak(io, shared.clone(), STREAMS_MAX));
+                    tokio::spawn(speak(io, shared.clone()));
                 }
             }
         });
@@ -105,9 +97,8 @@ impl Drop for Instance {
     }
 }
 
-async fn speak(io: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Mutex<Seen>>, streams_max: u32) {
-    let Ok(mut connection) =
-        h2::server::Builder::new().max_concurrent_streams(streams_max).handshake::<_, Bytes>(io).await
+async fn speak(io: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Mutex<Seen>>) {
+    let Ok(mut connection) = h2::server::Builder::new().max_concurrent_streams(1_000).handshake::<_, Bytes>(io).await
     else {
         return;
     };
