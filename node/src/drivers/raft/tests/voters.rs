@@ -43,7 +43,7 @@ fn a_node_that_is_removed_leaves_its_seat_and_does_not_come_back() {
     assert_eq!(cluster.add(), 3);
     cluster.start(3);
     cluster.node(3).all_owned();
-    let before = voters(&cluster, 3, 3);
+    let before = voters(&cluster, 0, 3);
     let removed = (0..3).find(|which| cluster.node(*which).registry.leader() != Some(cluster.node(*which).id)).unwrap();
     let id = cluster.node(removed).id;
     cluster.kill(removed);

@@ -30,7 +30,8 @@ fn hello(settings: &[u8]) -> Vec<u8> {
 /// The head of a POST to `path`, without compression (RFC 7541 §6.2.2; the first four are in the static table).
 fn head(stream: u32, path: &str, flags: u8) -> Vec<u8> {
     let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-    let block = [vec![0x83, 0x86, 0x04], text(path), vec![0x01], text("node")].concat();
+    let kind = [vec![0x0f, 0x10], text("application/grpc")].concat();
+    let block = [vec![0x83, 0x86, 0x04], text(path), vec![0x01], text("node"), kind].concat();
     frame(HEADERS, END_HEADERS | flags, stream, &block)
 }
 
