@@ -75,17 +75,10 @@ impl Failure {
             // RFC 9113 §6.8 and §8.7: streams above the last one named by GOAWAY, and refused ones, were not processed.
             return Failure::refused(ErrorCode::Unreachable, format!("the instance did not take the call: {error}"));
         }
-        Failure::of_answer(error)
-    }
-
-    /// What it means that a stream to an instance broke behind the head of its answer: it has run, whatever is said of it.
-    pub(super) fn of_answer(error: h2::Error) -> Failure {
-        match error.is_remote() && error.is_reset() {
-            true => Failure::Reset(error.reason().unwrap_or(Reason::INTERNAL_ERROR)),
-            false => {
-                Failure::unknown(format!("the connection to the instance broke before its answer was whole: {error}"))
-            }
+        if error.is_remote() && error.is_reset() {
+            return Failure::Reset(error.reason().unwrap_or(Reason::INTERNAL_ERROR));
         }
+        Failure::unknown(format!("the connection to the instance broke before its answer was whole: {error}"))
     }
 }
 

@@ -89,7 +89,7 @@ async fn over(
     let begin = async {
         let (head, body) = response.await.map_err(Failure::of_instance)?.into_parts();
         let head = Response::from_parts(head, ());
-        let body = H2Source::new(body, Failure::of_answer);
+        let body = H2Source::new(body, Failure::of_instance);
         let end = body.is_ended();
         let answer = Answer::new(&head, body, end, lease.header_bytes_max())?;
         Ok((head, answer, end))

@@ -187,14 +187,8 @@ impl WholeClient {
         WholeClient { calls, from, id, state: State::Waiting, tell: Some(tell) }
     }
 
-    /// The answer to the lane's request, unless it goes on in a stream: as one that broke behind its data does, so that the
-    /// client has what came before it hears how it ended.
-    async fn end(mut self, ended: Result<(), Failure>) -> Option<Parts> {
-        let has_data = matches!(&self.state, State::Gathering { bytes, .. } if *bytes > 0);
-        if has_data && ended.is_err() && self.stream().await.is_err() {
-            // The client's node is gone: nobody reads it.
-            return Some(answer_of(Failure::Gone));
-        }
+    /// The answer to the lane's request, unless it goes on in a stream.
+    async fn end(self, ended: Result<(), Failure>) -> Option<Parts> {
         match (self.state, ended) {
             (State::Streaming { client, .. }, ended) => {
                 client.end(ended).await;

@@ -7,7 +7,6 @@ use h2::Reason;
 use h2::server::SendResponse;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Response};
-use tonic::{Code, Status};
 use weft_proto::v1::Error;
 
 use crate::drivers::calls::{Client, Failure, Part, Target};
@@ -44,34 +43,13 @@ impl H2Client {
         }
     }
 
-    /// Passes the instance's reset on. Behind an answer that has begun it becomes the status that gRPC has for it: a reset
-    /// would overtake what still waits to be sent, and the client would never see it.
+    /// Passes the instance's reset on.
     pub(super) fn reset(&mut self, reason: Reason) {
         match self {
             H2Client::Waiting(respond) => respond.send_reset(reason),
-            H2Client::Answering(out) => {
-                let mut trailers = HeaderMap::new();
-                // Refused only if the message is no header value, and it is percent-encoded.
-                let _ = status_of(reason).add_header(&mut trailers);
-                // The client may have gone: then nobody reads it.
-                let _ = out.trailers(trailers);
-            }
+            H2Client::Answering(out) => out.reset(reason),
         }
     }
-}
-
-/// The status that a gRPC client makes of a reset.
-///
-/// Source: the gRPC over HTTP/2 specification, "Errors".
-fn status_of(reason: Reason) -> Status {
-    let code = match reason {
-        Reason::REFUSED_STREAM => Code::Unavailable,
-        Reason::CANCEL => Code::Cancelled,
-        Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
-        Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
-        _ => Code::Internal,
-    };
-    Status::new(code, format!("the instance reset the call before its answer was whole: {reason}"))
 }
 
 impl Target for H2Client {

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
-use futures::FutureExt;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
@@ -108,12 +107,6 @@ async fn speak(io: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Mutex<Seen>>) 
         match &*method {
             // The connection ends with the call under way.
             "Vanish" => return note(&seen, &request),
-            // The same, right behind a message.
-            "Break" => {
-                answer(method, request, respond, seen).await;
-                let _ = connection.accept().now_or_never();
-                return;
-            }
             "Leave" => {
                 connection.graceful_shutdown();
             }
@@ -222,16 +215,9 @@ async fn answer(
         }
         return finish(&mut send);
     }
-    if let Some((_, code)) = method.split_once("Half") {
+    if method == "Half" {
         let _ = put(&mut send, Bytes::from_static(b"half")).await;
-        // What waits to be sent would not be, behind a reset.
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-        return send.send_reset(code.parse::<u32>().map_or(h2::Reason::INTERNAL_ERROR, h2::Reason::from));
-    }
-    if method == "Break" {
-        let _ = send.send_data(Bytes::from_static(b"half"), false);
-        // Kept until the connection has gone: dropped, it would be reset.
-        return std::mem::forget(send);
+        return send.send_reset(h2::Reason::INTERNAL_ERROR);
     }
     loop {
         match body.data().await {
