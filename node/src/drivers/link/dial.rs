@@ -154,10 +154,9 @@ async fn dial_now(inner: &Arc<Inner>, address: SocketAddr) -> Result<Peer, DialE
         DialError::Refused(NodeId(hello.node), refusal.reason().to_owned())
     };
     let peer = check(inner, &connection, &hello).map_err(refuse)?;
-    inner.admit(&peer).await.map_err(refuse)?;
     let link = Arc::new(Link::new(connection.clone(), peer.clone(), hello.cluster_id, true, &inner.metrics));
     inner.clock_heard(&link, hello.wall_ms);
-    inner.register(link).map_err(refuse)?;
+    inner.register(link).await.map_err(refuse)?;
     Ok(peer)
 }
 
@@ -210,10 +209,9 @@ async fn shake_hands(inner: &Arc<Inner>, incoming: quinn::Incoming) -> Result<()
         refusal.reason().to_owned()
     };
     let peer = check(inner, &connection, &hello).map_err(refuse)?;
-    inner.admit(&peer).await.map_err(refuse)?;
     let link = Arc::new(Link::new(connection.clone(), peer, hello.cluster_id, false, &inner.metrics));
     inner.clock_heard(&link, hello.wall_ms);
-    inner.register(link).map_err(refuse)?;
+    inner.register(link).await.map_err(refuse)?;
     let _ = timeout(inner.config.handshake_timeout, write_hello(inner, &mut send)).await;
     let _ = send.finish();
     Ok(())

@@ -264,9 +264,11 @@ impl Inner {
     ///
     /// # Errors
     /// The peer must be refused, for the reason given.
-    pub(super) fn register(self: &Arc<Self>, link: Arc<Link>) -> Result<(), Refusal> {
+    pub(super) async fn register(self: &Arc<Self>, link: Arc<Link>) -> Result<(), Refusal> {
         let (id, generation) = (link.peer.id, link.peer.generation);
+        // The name first: a copy under another name must not make the start of the real node an old one.
         self.check_name(&link)?;
+        self.admit(&link.peer).await?;
         let slot =
             self.learn(id, link.peer.peer_address).ok_or_else(|| Refusal::Other("too many peers are known".into()))?;
         self.table().at.insert(link.peer.peer_address, id);

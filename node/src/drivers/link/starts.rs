@@ -86,11 +86,11 @@ impl Inner {
                     newer.push((node, start));
                 }
             }
+            if newer.is_empty() {
+                return;
+            }
             (newer, known.clone())
         };
-        if newer.is_empty() {
-            return;
-        }
         for (node, start) in newer {
             let link = self.slot(node).and_then(|slot| slot.current());
             if let Some(link) = link.filter(|link| link.peer.begun().is_old(start)) {

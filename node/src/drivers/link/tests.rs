@@ -319,6 +319,11 @@ async fn another_cluster_and_a_second_node_of_one_name_are_refused() {
     assert!(alone.links.inner.namesake.is_quiet());
     let copy = Raw::connect(&ca, "n3", me(1, "n3", 1), a.at()).await;
     assert!(copy.refused().await.contains("copies of one data folder"));
+    // A copy of n2's folder under another name is refused, and makes the real n2 no old one.
+    let copy = Raw::connect(&ca, "n3", me(2, "n3", 5), a.at()).await;
+    assert!(copy.refused().await.contains("is that of node `n2`, which answers"));
+    let again = Raw::connect(&ca, "n2", Me { cluster: 0, ..me(2, "n2", 1) }, a.at()).await;
+    assert!(again.accepted().await);
     let old = Raw::connect(&ca, "n2", me(2, "n2", 0), a.at()).await;
     assert!(old.refused().await.contains("its start 1 was here before, this is start 0"));
 }
