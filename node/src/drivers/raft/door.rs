@@ -37,9 +37,6 @@ async fn serve(context: &Context, from: NodeId, request: wire::RaftRequest) -> R
     if let Some(reason) = context.forgetful(id) {
         return Err(format!("{id} lacks entries here: {reason}"));
     }
-    if let Some(acked) = request.acked {
-        has_what_it_acked(context, id, acked)?;
-    }
     // Held until the answer: a replica stops once what it serves is done, and serves nothing new from then on.
     let _served = group.serves().ok_or_else(|| format!("{id} stops here"))?;
     let raft = &group.inner.raft;
@@ -51,8 +48,11 @@ async fn serve(context: &Context, from: NodeId, request: wire::RaftRequest) -> R
                 // What cannot be applied cannot be purged either, and would take the journal from all other groups.
                 return Err(format!("{id} takes no more here: the disk is full"));
             }
-            agrees(context, &group, &append)?;
             let term = append.vote.leader_id.term;
+            if let Some(acked) = request.acked {
+                has_what_it_acked(context, id, term, acked)?;
+            }
+            agrees(context, &group, &append)?;
             let response = raft.append_entries(append).await.map_err(|e| text(&e))?;
             if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
                 group.hear(term);
@@ -90,11 +90,14 @@ async fn serve(context: &Context, from: NodeId, request: wire::RaftRequest) -> R
 /// A replica whose log ends before what it has acknowledged to its present leader has lost entries that count as stored. It
 /// is fenced, and comes back under a new id: what is missing here must not count twice, and its votes may be lost, too.
 ///
+/// Not so towards a leader whose term is over: the next one may have cut what was not committed.
+///
 /// # Errors
 /// It is so.
-fn has_what_it_acked(context: &Context, id: RaftGroup, acked: u64) -> Result<(), String> {
-    let last = context.storage.log(id).and_then(|log| log.state().last).map(|last| last.index);
-    if last >= Some(acked) {
+fn has_what_it_acked(context: &Context, id: RaftGroup, term: u64, acked: u64) -> Result<(), String> {
+    let log = context.storage.log(id).map(|log| log.state()).unwrap_or_default();
+    let last = log.last.map(|last| last.index);
+    if last >= Some(acked) || log.vote.is_some_and(|vote| vote.term > term) {
         return Ok(());
     }
     let ends = last.map_or_else(|| "is empty".to_owned(), |last| format!("ends at {last}"));

@@ -133,3 +133,28 @@ fn a_shards_replica_that_is_fenced_is_filled_again() {
     let row = view.registry.shard(*shard).unwrap();
     assert!(row.replicas.len() == 3 && row.replicas.iter().all(|replica| replica.replica_id != old), "{row:?}");
 }
+
+/// A leader whose term is over may be told nothing but that: its successor may have cut what it has acks of.
+#[test]
+fn acks_count_only_towards_a_leader_whose_term_is_not_over() {
+    let cluster = founded(3);
+    let leader = cluster.node(0).all_owned().registry_leader.unwrap();
+    let which = (0..3).find(|which| cluster.node(*which).id != leader).unwrap();
+    let node = cluster.node(which);
+    let group = node.registry.group().unwrap();
+    let old = group.replica().0;
+    let ask = |term| {
+        let vote = Some(wire::Vote { term, voted_for: Some(77), committed: true });
+        let append = wire::AppendRequest { vote, ..wire::AppendRequest::default() };
+        let request = Some(wire::raft_request::Request::Append(append));
+        let request = wire::RaftRequest { group: 0, from: 77, to: old, request, acked: Some(1 << 40) };
+        let answer = block(node.rafts.request(NodeId(7), request.encode_to_vec().into())).unwrap().concat();
+        wire::RaftResponse::decode(answer.as_slice()).unwrap().response.unwrap()
+    };
+    let over = ask(0);
+    assert!(matches!(over, wire::raft_response::Response::Append(_)), "{over:?}");
+    let present = ask(group.leadership().borrow().epoch.0);
+    let lacks = "it has acknowledged entries up to";
+    assert!(matches!(&present, wire::raft_response::Response::Refused(why) if why.contains(lacks)), "{present:?}");
+    healed(&cluster, which, RaftGroup::REGISTRY, old);
+}
