@@ -441,7 +441,11 @@ fn seat(context: &Arc<Context>, state: &State, gone: &BTreeSet<NodeId>, memory: 
     };
     let nodes: Vec<Sitter> = state.nodes().map(sitter).collect();
     let next = next_seats(&nodes, context.config.registry_voters_max as usize);
-    let Some(next) = next.filter(|_| group.voters() == seats && group.replicas() == seats) else { return };
+    let (voters, replicas) = (group.voters(), group.replicas());
+    // One that is gone before it came to vote would hold up all that come after it.
+    let made = seats.iter().all(|(replica, node)| voters.get(replica) == Some(node) || gone.contains(node))
+        && replicas.keys().all(|replica| seats.contains_key(replica));
+    let Some(next) = next.filter(|_| made) else { return };
     if !memory.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(SEATS) {
         return;
     }

@@ -10,3 +10,4 @@ mod observers;
 mod old_disks;
 mod scenarios;
 mod slow;
+mod voters;
