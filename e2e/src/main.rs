@@ -32,7 +32,7 @@ enum Check {
     Grpc(grpc::Args),
     /// All three nodes restarted in turn under calls and events: no error.
     Drain(drain::Args),
-    /// Odd faults, one after another: old folders, floods, exhausted descriptors, silent peers.
+    /// Odd faults, one after another: old and damaged data folders, clients that take all descriptors.
     Faults(faults::Args),
     /// Disks that fill at once, one and then all: no node ends, nothing is lost, and all goes on when there is room.
     Full(full::Args),

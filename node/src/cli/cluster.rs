@@ -15,7 +15,11 @@ use super::server;
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(command: Command, servers: &[String], output: &mut Output) -> Result<(), Failure> {
-    let cluster = server::connect(servers).await?.cluster();
+    let client = match &command {
+        Command::Status { wait: Some(wait), .. } => server::patient(servers, *wait)?,
+        _ => server::connect(servers).await?,
+    };
+    let cluster = client.cluster();
     match command {
         Command::Members => {
             let mut list = cluster.members().await?;

@@ -9,6 +9,8 @@ use super::failure::Failure;
 
 /// How long the first connection, or one question, is tried.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A question is tried for so long in any case.
+const PATIENCE_MIN: Duration = Duration::from_secs(1);
 /// A person is told what a command waits for after this.
 const TELL_AFTER: Duration = Duration::from_secs(2);
 /// Between two looks at what it waits for.
@@ -37,6 +39,12 @@ impl Target {
 /// Connects to the first of the given nodes that answers.
 pub(crate) async fn connect(servers: &[String]) -> Result<Client, Failure> {
     connect_as("default", PATIENCE, servers).await
+}
+
+/// A client of nodes that may not listen yet: its questions wait for them, each at most so long.
+pub(crate) fn patient(servers: &[String], patience: Duration) -> Result<Client, Failure> {
+    let patience = patience.clamp(PATIENCE_MIN, PATIENCE);
+    Ok(Client::builder().servers(servers.iter().cloned()).patience(patience).start()?)
 }
 
 async fn connect_as(namespace: &str, patience: Duration, servers: &[String]) -> Result<Client, Failure> {
