@@ -110,7 +110,7 @@ async fn rounds(rounds: &[(Kind, Damage)]) -> Result<Value> {
         healed_by(&mut cluster, began + HEALED_MAX).await.with_context(|| format!("{files} files: {name}"))?;
         let took = (began.elapsed().as_secs_f64() * 10.0).round() / 10.0;
         let fenced = fenced(&cluster)? - before;
-        eprintln!("  {name}: {files} files, {fenced} replicas filled anew, {took} s");
+        eprintln!("  {name}: {files} files, fenced {fenced} times, {took} s");
         healed.push(json!([name, fenced, took]));
     }
     let published = load.finish().await?;
